@@ -1,0 +1,3 @@
+"""Define, train, convert and export spiking neural networks."""
+
+__version__ = "0.1.0"

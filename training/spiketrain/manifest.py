@@ -1,0 +1,155 @@
+"""What a checkpoint says about its model: all that is needed to run it and to trust it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from spiketrain.neurons import AnyNeuronConfig
+
+FORMAT_VERSION = 1
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NetworkSpec(_Model):
+    """A key of `spiketrain.networks.NETWORKS` and its keyword arguments."""
+
+    name: str
+    arguments: dict[str, Any] = {}
+
+
+class ImageInput(_Model):
+    """A picture, scaled to 0..1, resized to `shape`, then normalised by channel."""
+
+    kind: Literal["image"] = "image"
+    shape: tuple[int, int, int] = Field(description="channels (1 grey, 3 RGB), height, width")
+    resize: Literal["squash", "fit", "crop"] = Field(
+        "squash",
+        description="squash: to the shape, whatever the aspect; fit: whole picture, padded with black; "
+        "crop: shorter side to the shape, centre cut out",
+    )
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> ImageInput:
+        channels = self.shape[0]
+        if channels not in (1, 3):
+            raise ValueError(f"shape {self.shape}: an image has 1 or 3 channels")
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ValueError(f"mean and std need one value for each of the {channels} channels")
+        if min(self.std) <= 0:
+            raise ValueError("std must be above 0")
+        return self
+
+
+class DurationWindow(_Model):
+    """A window every `microseconds` of stream time, aligned to the stream's first event; empty windows count."""
+
+    kind: Literal["duration"] = "duration"
+    microseconds: int = Field(gt=0)
+
+
+class CountWindow(_Model):
+    """A window closes at `events` events, or after `max_microseconds`, whichever comes first."""
+
+    kind: Literal["count"] = "count"
+    events: int = Field(gt=0)
+    max_microseconds: int = Field(gt=0)
+
+
+class NumberWindow(_Model):
+    """A recording is cut into `windows` windows with equally many events. Needs the whole recording: no live streams."""
+
+    kind: Literal["number"] = "number"
+    windows: int = Field(gt=0)
+
+
+Window = Annotated[DurationWindow | CountWindow | NumberWindow, Field(discriminator="kind")]
+
+
+class EventInput(_Model):
+    """Events of a DVS, counted into frames [2, height, width]: channel 0 is OFF (polarity 0), channel 1 ON."""
+
+    kind: Literal["events"] = "events"
+    sensor: tuple[int, int] = Field(description="width, height of the sensor in pixels")
+    shape: tuple[int, int, int] = Field(description="2, height, width of one frame")
+    window: Window
+    orientation: Literal["sensor", "flip-x", "flip-y", "transpose", "rotate-90"] = Field(
+        "sensor", description="how frames lie against raw sensor coordinates (x right, y down)"
+    )
+    polarity: Literal["on-is-1", "on-is-0"] = Field(
+        "on-is-1", description="which bit value means brighter in the events it was trained with"
+    )
+    clip: int | None = Field(None, gt=0, description="counts above this are cut to it; 1 is a binary frame")
+    scale: float = Field(1.0, gt=0, description="counts are multiplied by this after clipping")
+
+
+Input = Annotated[ImageInput | EventInput, Field(discriminator="kind")]
+
+
+class Accuracy(_Model):
+    """Fraction of samples classified rightly. `selected_on` says which split chose this checkpoint."""
+
+    dataset: str
+    split: str
+    samples: int = Field(gt=0)
+    value: float = Field(ge=0, le=1)
+    selected_on: str
+    by_timestep: tuple[float, ...] = ()
+
+
+class RateProfile(_Model):
+    """Spikes per neuron per timestep of one layer, over samples of held-out data."""
+
+    mean: float
+    p1: float
+    p50: float
+    p99: float
+
+
+class TrainingRecord(_Model):
+    recipe: str
+    settings: dict[str, Any] = {}
+    seed: int
+    epochs: int
+    commit: str = ""
+    versions: dict[str, str] = {}
+    data: dict[str, str] = Field({}, description="sha256 of each file of the data set")
+
+
+class ConversionRecord(_Model):
+    parent: str = Field(description="the digest of the checkpoint this was converted from")
+    parent_name: str
+    method: str
+    arguments: dict[str, Any] = {}
+    agreement: float | None = Field(None, description="share of samples classified as the parent does")
+    spike_mismatch: dict[str, float] = Field(
+        {}, description="by layer, share of spikes that differ from the parent's, of the parent's spikes"
+    )
+    judged_on: str = ""
+
+
+class Manifest(_Model):
+    format_version: Literal[1] = FORMAT_VERSION
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")
+    network: NetworkSpec
+    neuron: AnyNeuronConfig
+    layers: dict[str, AnyNeuronConfig] = Field({}, description="layers whose neuron differs from `neuron`")
+    timesteps: int = Field(gt=0)
+    input: Input
+    classes: tuple[str, ...] = Field(min_length=2)
+    readout: Literal["mean", "sum", "rate", "vote"] = Field(
+        "mean",
+        description="how the logits of the timesteps become one: mean or sum of logits; rate: logits are those of "
+        "the last timestep's running average; vote: each timestep votes for its first class",
+    )
+    accuracy: tuple[Accuracy, ...] = ()
+    training: TrainingRecord | None = None
+    firing_rates: dict[str, RateProfile] = {}
+    conversion: ConversionRecord | None = None
+    digest: str = Field("", description="sha256 of the tensors: names, types, shapes and bytes")
