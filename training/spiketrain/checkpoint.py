@@ -40,20 +40,25 @@ class Checkpoint(NamedTuple):
         """The network with these weights, in evaluation mode. Raises CheckpointError where they do not fit."""
         manifest = self.manifest
         try:
-            network = build_network(
-                manifest.network.name,
-                manifest.network.arguments,
-                manifest.neuron,
-                manifest.timesteps,
-                manifest.layers,
-            )
-        except ValueError as error:
+            # What a file claims of its network is checked before any memory is taken for it.
+            with torch.device("meta"):
+                network = build_network(
+                    manifest.network.name,
+                    manifest.network.arguments,
+                    manifest.neuron,
+                    manifest.timesteps,
+                    manifest.layers,
+                )
+                network.neuron_shapes()
+        except Exception as error:  # arguments from a file can be wrong in any way
             raise CheckpointError(f"{manifest.name}: network: {error}") from error
         expected = network.state_dict()
         if missing := expected.keys() - self.tensors.keys():
             raise CheckpointError(f"{manifest.name}: tensor {min(missing)!r} is missing")
         if extra := self.tensors.keys() - expected.keys():
-            raise CheckpointError(f"{manifest.name}: tensor {min(extra)!r} belongs to no layer of the network")
+            raise CheckpointError(
+                f"{manifest.name}: tensor {min(extra)!r} belongs to no layer of the network"
+            )
         for name, tensor in expected.items():
             if tensor.shape != self.tensors[name].shape:
                 raise CheckpointError(
@@ -68,7 +73,7 @@ class Checkpoint(NamedTuple):
             raise CheckpointError(
                 f"{manifest.name}: input.shape is {manifest.input.shape}, the network takes {network.input_shape}"
             )
-        network.load_state_dict(self.tensors)
+        network.to_empty(device="cpu").load_state_dict(self.tensors)
         return network.eval()
 
 
@@ -138,7 +143,9 @@ def parse_checkpoint(data: bytes, source: str) -> Checkpoint:
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{source}: tensors: {error}") from error
     if tensor_digest(tensors) != manifest.digest:
-        raise CheckpointError(f"{source}: digest: the tensors are not those the manifest was written for")
+        raise CheckpointError(
+            f"{source}: digest: the tensors are not those the manifest was written for"
+        )
     return Checkpoint(manifest, tensors)
 
 

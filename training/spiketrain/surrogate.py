@@ -22,7 +22,7 @@ class _Fire(torch.autograd.Function):
         return surrogate.spikes(u)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (u,) = ctx.saved_tensors
         return grad * ctx.surrogate.derivative(u), None
 

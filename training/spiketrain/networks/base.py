@@ -8,6 +8,8 @@ does, so a network is written once.
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -50,7 +52,7 @@ class Network(nn.Module, abc.ABC):
 
     def __init__(self, input_shape: tuple[int, ...], classes: int, timesteps: int) -> None:
         super().__init__()
-        self.input_shape = input_shape
+        self.input_shape = tuple(input_shape)
         self.classes = classes
         self.timesteps = timesteps
         self._names: dict[NeuronLayer, str] = {}
@@ -123,7 +125,7 @@ class Network(nn.Module, abc.ABC):
             x = x.flatten(0, 1)
         fire = _AllSteps(self, steps, batch)
         logits = self.body(self.encode(x), fire)
-        return RunOutput(logits.unflatten(0, (steps, batch)), fire.spikes, fire.state)
+        return RunOutput(logits.view(steps, batch, -1), fire.spikes, fire.state)
 
 
 class _Step:
@@ -137,9 +139,8 @@ class _Step:
 
     def __call__(self, layer: NeuronLayer, current: Tensor) -> Tensor:
         name = self.network.name_of(layer)
-        spikes, self.state[name] = layer.step(current, self.before[name])
-        self.spikes[name] = spikes
-        return spikes
+        self.spikes[name], self.state[name] = layer.step(current, self.before[name])
+        return self.spikes[name]
 
 
 class _AllSteps:
@@ -155,10 +156,14 @@ class _AllSteps:
         if current.shape[0] == self.batch:  # not yet folded: the same current at every timestep
             current = current.expand(self.timesteps, *current.shape)
         else:
-            current = current.unflatten(0, (self.timesteps, self.batch))
-        spikes, self.state[name] = layer(current)
-        self.spikes[name] = spikes
-        return spikes.flatten(0, 1)
+            current = _unfolded(current, self.timesteps)
+        self.spikes[name], self.state[name] = layer(current)
+        return self.spikes[name].flatten(0, 1)
+
+
+def _unfolded(x: Tensor, timesteps: int) -> Tensor:
+    """[T * N, ...] as [T, N, ...]."""
+    return x.view(timesteps, -1, *x.shape[1:])
 
 
 class _Shapes:
@@ -183,7 +188,7 @@ class SharedDropout(nn.Module):
     def forward(self, x: Tensor, timesteps: int) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        steps = x.unflatten(0, (timesteps, -1))
+        steps = _unfolded(x, timesteps)
         keep = torch.empty_like(steps[0]).bernoulli_(1 - self.p) / (1 - self.p)
         return (steps * keep).flatten(0, 1)
 
@@ -196,7 +201,7 @@ class NeuronFactory(NamedTuple):
 
     config: NeuronConfig
     timesteps: int
-    layers: dict[str, NeuronConfig] = {}
+    layers: Mapping[str, NeuronConfig] = MappingProxyType({})
 
     def __call__(self, name: str, channels: int) -> NeuronLayer:
         """`name` must be the path at which the network puts the layer."""

@@ -19,7 +19,13 @@ from spiketrain.networks.base import Fire, Network, NeuronFactory, SharedDropout
 
 class PreActivationBlock(nn.Module):
     def __init__(
-        self, neurons: NeuronFactory, path: str, inputs: int, outputs: int, stride: int, dropout: float
+        self,
+        neurons: NeuronFactory,
+        path: str,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
@@ -30,7 +36,9 @@ class PreActivationBlock(nn.Module):
         self.dropout = SharedDropout(dropout)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1)
         self.shortcut = (
-            nn.Conv2d(inputs, outputs, 1, stride) if stride != 1 or inputs != outputs else nn.Identity()
+            nn.Conv2d(inputs, outputs, 1, stride)
+            if stride != 1 or inputs != outputs
+            else nn.Identity()
         )
 
     def run(self, x: Tensor, fire: Fire) -> Tensor:

@@ -21,7 +21,9 @@ VGG13: Plan = ((64, 64, "M"), (128, 128, "M"), (256, 256, "M"), (512, 512, "M"),
 
 
 class _Unit(nn.Module):
-    def __init__(self, neurons: NeuronFactory, path: str, inputs: int, outputs: int, dropout: float) -> None:
+    def __init__(
+        self, neurons: NeuronFactory, path: str, inputs: int, outputs: int, dropout: float
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, 3, 1, 1)
         self.bn = nn.BatchNorm2d(outputs)

@@ -69,7 +69,7 @@ class _HardGate(torch.autograd.Function):
         return (gate > 0.5).to(gate.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad
 
 

@@ -15,7 +15,7 @@ Potentials and currents are in units of the threshold; one step is one unit of t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -23,6 +23,9 @@ from torch import Tensor
 
 from spiketrain.neurons.base import NeuronConfig, Value, full_like, per_channel
 from spiketrain.surrogate import Surrogate, rectangle
+
+if TYPE_CHECKING:
+    from spiketrain.neurons.plif import PLIF
 
 Reset = Literal["soft", "hard"]
 
@@ -64,18 +67,7 @@ def charge(x: Tensor, v: Tensor, leak: Value, rest: Value, decay_input: bool) ->
     return v + (x - (v - rest)) * leak if decay_input else v - (v - rest) * leak + x
 
 
-class _Resets(NamedTuple):
-    """What `fire_and_reset` needs of a neuron; LIF and PLIF have these fields."""
-
-    threshold: Value
-    reset: Reset
-    subtract: Value | None
-    reset_value: Value
-    detach_reset: bool
-    fire: Surrogate
-
-
-def fire_and_reset(neuron: LIF | _Resets, h: Tensor) -> tuple[Tensor, Tensor]:
+def fire_and_reset(neuron: LIF | PLIF, h: Tensor) -> tuple[Tensor, Tensor]:
     """Spikes of the potentials `h`, and the potentials after soft or hard reset."""
     threshold = per_channel(neuron.threshold, h)
     s = neuron.fire(h - threshold)
@@ -103,10 +95,12 @@ class LIFConfig(NeuronConfig):
     per_channel: tuple[PerChannel, ...] = ()
 
     def initial_parameters(self, channels: int, timesteps: int) -> dict[str, Tensor]:
-        start = self.model_dump(include=set(self.per_channel))
-        if start.get("subtract", 0) is None:
-            start["subtract"] = self.threshold
-        return {name: torch.full((channels,), float(value)) for name, value in start.items()}
+        start = {
+            "threshold": self.threshold,
+            "subtract": self.threshold if self.subtract is None else self.subtract,
+            "reset_value": self.reset_value,
+        }
+        return {name: torch.full((channels,), start[name]) for name in self.per_channel}
 
     def neuron(self, parameters: Mapping[str, Tensor]) -> LIF:
         constants: dict[str, Value | None] = {

@@ -1,0 +1,88 @@
+# Everything is installed into .venv, with the exact versions of constraints.txt. `make help` lists the commands.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+RECIPE ?= fashion-clif
+
+# Where the data sets are: ./data, unless it is set in the environment or a shared folder lies beside the checkout.
+export SPIKETRAIN_DATA ?= $(firstword $(wildcard data ../shared/data) data)
+
+# On Linux, PyPI's torch is the CUDA build (about 3 GB with its libraries); this index has the CPU build of the same
+# version. Where it cannot be reached, pip goes on with PyPI after half a minute at most. Who sets PIP_FIND_LINKS or
+# PIP_NO_INDEX has wheels at hand, and it is left out.
+#   make clean setup TORCH_INDEX=https://download.pytorch.org/whl/cu130     for an NVIDIA GPU
+#   make clean setup TORCH_INDEX=                                           PyPI only
+TORCH_INDEX ?= $(if $(PIP_FIND_LINKS)$(PIP_NO_INDEX),,https://download.pytorch.org/whl/cpu)
+FROM_TORCH_INDEX = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1 --timeout 15)
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# One stamp for each set of packages that .venv holds; a change in one of these files makes all of them stale.
+SERVE_READY := $(VENV)/.ready-serve
+TRAIN_READY := $(VENV)/.ready-train
+TEST_READY  := $(VENV)/.ready-test
+VERSIONS    := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve train test check format proto clean
+
+help: ## list these commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(SERVE_READY) ## install the server into .venv (the others do this by themselves)
+	@echo 'ready: make serve, or $(BIN)/spikeserve --help'
+
+serve: $(SERVE_READY) ## serve the bundled models: REST on port 8000, gRPC on 8001; flags: ARGS="..."
+	$(BIN)/spikeserve serve $(ARGS)
+
+train: $(TRAIN_READY) ## train a recipe: RECIPE=fashion-clif, flags: ARGS="--set training.epochs=3"
+	$(BIN)/spiketrain train $(RECIPE) $(ARGS)
+
+test: $(TEST_READY) ## run the tests; flags: ARGS="-k neurons"
+	$(BIN)/pytest $(ARGS)
+
+check: $(TEST_READY) ## format, lint and types, as CI does
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(TEST_READY) ## put the code into the form that `make check` asks for
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: $(TEST_READY) ## write the Python code of proto/*.proto anew
+	$(BIN)/python proto/generate.py
+
+clean: ## remove .venv and all caches; trained models under runs/ stay
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(SERVE_READY): $(VERSIONS)
+	@$(call install,.)
+	@touch $(SERVE_READY)
+
+$(TRAIN_READY): $(VERSIONS)
+	@$(call install,.[train])
+	@touch $(SERVE_READY) $(TRAIN_READY)
+
+$(TEST_READY): $(VERSIONS)
+	@$(call install,.[test])
+	@touch $(SERVE_READY) $(TRAIN_READY) $(TEST_READY)
+
+# torch goes first and alone, so that its index is asked for nothing else. pip compiles on one core, which is half of the
+# time; compileall uses all of them (and fails over templates that only look like Python).
+define install
+set -e; \
+"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+  echo 'spikeserve needs Python 3.11 or newer, but "$(PYTHON)" is' \
+    "$$("$(PYTHON)" --version 2>&1 || true); name another one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }; \
+$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+  rm -rf $(VENV); \
+  "$(PYTHON)" -m venv $(VENV) || { echo 'no virtual environment could be made in $(VENV); Debian and Ubuntu' \
+    'need the package python3-venv for it' >&2; rm -rf $(VENV); exit 1; }; }; \
+echo 'installing spikeserve ($(1)) into $(VENV); the first time this takes a minute or two'; \
+$(PIP) install --no-compile --no-deps $(FROM_TORCH_INDEX) -c constraints.txt torch; \
+$(PIP) install --no-compile -q -c constraints.txt -e '$(1)'; \
+$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+endef

@@ -1,0 +1,3 @@
+from spikeserve.cli import main
+
+main()

@@ -1,0 +1,200 @@
+"""Classify pictures: what the server does, free of any protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from spiketrain.energy import energy_joules
+from spiketrain.manifest import ImageInput
+from torch import Tensor
+
+from spikeserve.engine import RunResult
+from spikeserve.engine.jobs import deadline_passed
+from spikeserve.engine.readout import probabilities
+from spikeserve.errors import ErrorKind, ServiceError
+from spikeserve.images import ImageLimits, decode_image
+from spikeserve.metrics import Metrics
+from spikeserve.repository import LoadedModel, Repository
+from spikeserve.settings import Settings
+
+
+@dataclass(frozen=True)
+class ClassifyRequest:
+    """`top_k` beyond the number of classes is refused, but for the default; `deadline` is one of time.monotonic()."""
+
+    image: bytes
+    model: str | None = None
+    version: str | None = None
+    top_k: int | None = None
+    timesteps: int | None = None
+    rates: bool = True
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    label: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Classification:
+    """`firing_rates` is empty where the request did not want them. `timing_seconds` has decode, queue and compute."""
+
+    model: str
+    version: str
+    predictions: tuple[Prediction, ...]
+    timesteps_used: int
+    timesteps_of: int
+    firing_rates: dict[str, float]
+    synaptic_operations: int
+    energy_joules: float
+    timing_seconds: dict[str, float]
+
+
+DEFAULT_TOP_K = 5
+
+
+class Classifier:
+    def __init__(self, repository: Repository, metrics: Metrics, settings: Settings) -> None:
+        self._repository = repository
+        self._settings = settings
+        self._limits = ImageLimits(settings.max_body_bytes, settings.max_pixels)
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
+        self._decoding = 0
+        self._closed = False
+
+    async def classify(self, request: ClassifyRequest) -> Classification:
+        """Raises ServiceError. When the calling task is cancelled the engine stops working on the picture."""
+        model = self._repository.get(request.model, request.version)
+        top_k, timesteps = self._checked(request, model)
+        model.engine.check()  # before any work is done for a picture that would be refused
+        began = time.monotonic()
+        async with _until(request.deadline):
+            picture = await self._decode(request.image, model)
+            decode = time.monotonic() - began
+            future = model.engine.submit(picture, timesteps, request.deadline)
+            result = await asyncio.wrap_future(future)
+        timing = {
+            "decode": decode,
+            "queue": result.queue_seconds,
+            "compute": result.compute_seconds,
+        }
+        return self._answer(request, model, top_k, timesteps, result, timing)
+
+    def close(self) -> None:
+        """End the decoding threads, once they have decoded what waits for them. May be called again."""
+        self._closed = True
+        self._decoders.shutdown()
+
+    def _checked(self, request: ClassifyRequest, model: LoadedModel) -> tuple[int, int]:
+        """How many predictions and timesteps this request gets."""
+        manifest = model.manifest
+        classes, trained = len(manifest.classes), manifest.timesteps
+        if model.kind != "image":
+            raise _impossible(f"model {model.name} takes events, not pictures: stream them to it")
+        top_k = min(DEFAULT_TOP_K, classes) if request.top_k is None else request.top_k
+        if not 1 <= top_k <= classes:
+            raise _impossible(f"top_k is {top_k}: {model.name} has {classes} classes")
+        timesteps = trained if request.timesteps is None else request.timesteps
+        # What the model was trained with is always allowed.
+        limit = trained if model.bound_to_timesteps else max(trained, self._settings.max_timesteps)
+        if not 1 <= timesteps <= limit:
+            why = (
+                "its neurons have parameters for each timestep" if limit == trained else "the limit"
+            )
+            raise _impossible(f"timesteps is {timesteps}: {model.name} runs 1 to {limit} ({why})")
+        return top_k, timesteps
+
+    async def _decode(self, image: bytes, model: LoadedModel) -> Tensor:
+        spec = model.manifest.input
+        if not isinstance(spec, ImageInput):
+            raise TypeError(f"{model.name} has no image input")
+        if self._closed:
+            raise ServiceError(
+                ErrorKind.UNAVAILABLE, "the server is shutting down: try another one", 1.0
+            )
+        if self._decoding >= self._settings.max_queue:
+            raise ServiceError(ErrorKind.UNAVAILABLE, "too many pictures wait to be decoded", 1.0)
+        self._decoding += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(
+                self._decoders, decode_image, image, spec, self._limits
+            )
+        finally:
+            self._decoding -= 1
+
+    def _answer(
+        self,
+        request: ClassifyRequest,
+        model: LoadedModel,
+        top_k: int,
+        timesteps: int,
+        result: RunResult,
+        timing: dict[str, float],
+    ) -> Classification:
+        used = len(result.logits)
+        rates, operations, energy = account(model, result)
+        model.metrics.picture(used)
+        for stage, seconds in timing.items():
+            model.metrics.stages[stage].observe(seconds)
+        return Classification(
+            model=model.name,
+            version=model.version,
+            predictions=ranked(model, probabilities(model.manifest.readout, result.logits), top_k),
+            timesteps_used=used,
+            timesteps_of=timesteps,
+            firing_rates=rates if request.rates else {},
+            synaptic_operations=operations,
+            energy_joules=energy,
+            timing_seconds=timing,
+        )
+
+
+def account(model: LoadedModel, result: RunResult) -> tuple[dict[str, float], int, float]:
+    """Firing rates, synaptic operations and energy of one picture or one window; the metrics take them in."""
+    timesteps = len(result.logits)
+    rates = {
+        layer: float(count) / (model.neurons[layer] * timesteps)
+        for layer, count in zip(model.engine.layers, result.spikes, strict=True)
+    }
+    operations = round(result.synaptic_operations)
+    energy = energy_joules(operations, model.macs)
+    model.metrics.sample(rates, operations, energy)
+    return rates, operations, energy
+
+
+def ranked(model: LoadedModel, chances: NDArray[Any], top_k: int) -> tuple[Prediction, ...]:
+    """The `top_k` likeliest classes; of equal ones the first in the model's order."""
+    order = np.argsort(-chances, kind="stable")[:top_k]
+    return tuple(Prediction(model.manifest.classes[i], int(i), float(chances[i])) for i in order)
+
+
+def _impossible(message: str) -> ServiceError:
+    return ServiceError(ErrorKind.IMPOSSIBLE, message)
+
+
+@asynccontextmanager
+async def _until(deadline: float | None) -> AsyncIterator[None]:
+    """Give up at the deadline, a time of time.monotonic(), with the error for it."""
+    if deadline is None:
+        yield
+        return
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise deadline_passed()
+    try:
+        async with asyncio.timeout(left):
+            yield
+    except TimeoutError:
+        raise deadline_passed() from None

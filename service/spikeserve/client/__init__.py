@@ -1,0 +1,46 @@
+"""Clients of a spikeserve server: pictures over REST, event streams over gRPC, each in a plain and an asyncio form.
+
+with Client("http://127.0.0.1:8000") as client:
+    print(client.classify(Path("boot.png")).best)
+
+with StreamClient("127.0.0.1:8001") as client:
+    for window in client.stream(cut(read_recording(Path("digit.npz")))):
+        print(window.end_us, window.best)
+"""
+
+from spikeserve.client.answers import (
+    Classification,
+    Drops,
+    Ended,
+    ModelSummary,
+    Opened,
+    Prediction,
+    Window,
+)
+from spikeserve.client.errors import ClientError, ServerError, UnreachableError
+from spikeserve.client.events import AsyncEventStream, AsyncStreamClient, EventStream, StreamClient
+from spikeserve.client.http import AsyncClient, Client
+from spikeserve.client.packets import Advance, Packet, cut, paced
+
+__all__ = [
+    "Advance",
+    "AsyncClient",
+    "AsyncEventStream",
+    "AsyncStreamClient",
+    "Classification",
+    "Client",
+    "ClientError",
+    "Drops",
+    "Ended",
+    "EventStream",
+    "ModelSummary",
+    "Opened",
+    "Packet",
+    "Prediction",
+    "ServerError",
+    "StreamClient",
+    "UnreachableError",
+    "Window",
+    "cut",
+    "paced",
+]

@@ -1,0 +1,224 @@
+"""Pictures, over REST."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from spikeserve.client.answers import Classification, ModelSummary, Prediction
+from spikeserve.client.errors import ClientError, ServerError, UnreachableError, seconds
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+Image = bytes | str | Path
+"""The bytes of an image file, or its path."""
+
+
+class Client:
+    """A server's REST interface at `url`. Raises ClientError; `timeout` is in seconds, for one request."""
+
+    def __init__(self, url: str = DEFAULT_URL, timeout: float = 30.0) -> None:
+        self._url = url.rstrip("/")
+        self._timeout = timeout
+        self._http = httpx.Client(timeout=timeout)
+
+    def classify(
+        self,
+        image: Image,
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        top_k: int | None = None,
+        timesteps: int | None = None,
+        rates: bool | None = None,
+    ) -> Classification:
+        """What is left out is the server's default. Raises OSError for a path that cannot be read."""
+        query = _query(model=model, version=version, top_k=top_k, timesteps=timesteps, rates=rates)
+        content = image if isinstance(image, bytes) else Path(image).read_bytes()
+        reply = self._send("POST", "/classify", query, content, _classify_headers(self._timeout))
+        return _classification(reply)
+
+    def models(self) -> list[ModelSummary]:
+        return _models(self._send("GET", "/models"))
+
+    def model(self, name: str, version: str | None = None) -> dict[str, Any]:
+        """All that is known of one model, as the server's JSON."""
+        return self._send("GET", f"/models/{quote(name, safe='')}", _query(version=version))
+
+    def ready(self) -> bool:
+        with _transport_errors(self._url):
+            return self._http.get(f"{self._url}/health/ready").is_success
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str] | None = None,
+        content: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
+        with _transport_errors(self._url):
+            response = self._http.request(
+                method, self._url + path, params=query, content=content, headers=headers
+            )
+        return _checked(response, self._url)
+
+
+class AsyncClient:
+    """`Client` for asyncio."""
+
+    def __init__(self, url: str = DEFAULT_URL, timeout: float = 30.0) -> None:
+        self._url = url.rstrip("/")
+        self._timeout = timeout
+        self._http = httpx.AsyncClient(timeout=timeout)
+
+    async def classify(
+        self,
+        image: bytes,
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        top_k: int | None = None,
+        timesteps: int | None = None,
+        rates: bool | None = None,
+    ) -> Classification:
+        """Takes the bytes of an image file: reading files is left to the caller, whose event loop it would hold up."""
+        query = _query(model=model, version=version, top_k=top_k, timesteps=timesteps, rates=rates)
+        reply = await self._send(
+            "POST", "/classify", query, image, _classify_headers(self._timeout)
+        )
+        return _classification(reply)
+
+    async def models(self) -> list[ModelSummary]:
+        return _models(await self._send("GET", "/models"))
+
+    async def model(self, name: str, version: str | None = None) -> dict[str, Any]:
+        """All that is known of one model, as the server's JSON."""
+        return await self._send("GET", f"/models/{quote(name, safe='')}", _query(version=version))
+
+    async def ready(self) -> bool:
+        with _transport_errors(self._url):
+            return (await self._http.get(f"{self._url}/health/ready")).is_success
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str] | None = None,
+        content: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
+        with _transport_errors(self._url):
+            response = await self._http.request(
+                method, self._url + path, params=query, content=content, headers=headers
+            )
+        return _checked(response, self._url)
+
+
+class _transport_errors:  # noqa: N801 - reads as a statement
+    """Turns what the transport raises into ClientError."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, httpx.TimeoutException):
+            raise UnreachableError(f"{self._url} did not answer in time") from error
+        if isinstance(error, httpx.TransportError):
+            raise UnreachableError(
+                f"no spikeserve server answers at {self._url}: {error}"
+            ) from error
+        if isinstance(error, httpx.InvalidURL):
+            raise ClientError(f"{self._url!r} is not the URL of a server: {error}") from error
+
+
+def _query(**options: str | int | bool | None) -> dict[str, str]:
+    given = {name: value for name, value in options.items() if value is not None}
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in given.items()
+    }
+
+
+def _classify_headers(timeout: float) -> dict[str, str]:
+    # The server need not compute what nobody waits for any more.
+    return {"Content-Type": "application/octet-stream", "X-Timeout-Seconds": f"{timeout:g}"}
+
+
+def _checked(response: httpx.Response, url: str) -> dict[str, Any]:
+    try:
+        reply = response.json()
+    except ValueError:
+        reply = None
+    if not isinstance(reply, dict):
+        raise UnreachableError(
+            f"{url} answers {response.status_code} but not as a spikeserve server does; is the URL right?"
+        )
+    if response.is_success:
+        return reply
+    raise ServerError(
+        response.status_code,
+        str(reply.get("title", response.reason_phrase)),
+        str(reply.get("detail", "")),
+        str(reply.get("type", "")).rpartition(":")[2],
+        seconds(response.headers.get("retry-after")),
+        response.headers.get("x-request-id"),
+    )
+
+
+def _classification(reply: dict[str, Any]) -> Classification:
+    return Classification(
+        model=reply["model"],
+        version=reply["version"],
+        predictions=tuple(Prediction(**one) for one in reply["predictions"]),
+        timesteps_used=reply["timesteps"]["used"],
+        timesteps_of=reply["timesteps"]["of"],
+        firing_rates=reply["firing_rates"],
+        synaptic_operations=reply["synaptic_operations"],
+        energy_joules=reply["energy_joules"],
+        timing_seconds=reply["timing_seconds"],
+    )
+
+
+def _models(reply: dict[str, Any]) -> list[ModelSummary]:
+    return [ModelSummary.from_json(each) for each in reply["models"]]

@@ -1,0 +1,68 @@
+"""What computes timesteps: it owns the state of all slots, and knows neither requests nor protocols.
+
+One thread calls it, always the same. An exception from any method but `load` means that the executor cannot be
+trusted any more: its owner throws it away, with all state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class StateError(ValueError):
+    """Bytes that are not a state of this network."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a slot starts with.
+
+    `constant` is the input [C, H, W] of every timestep, or None where each timestep brings a frame. `timesteps` is
+    how many there will be at most, None where nobody knows: an executor may compute that far ahead at once and hand
+    out the results one by one.
+    """
+
+    constant: Tensor | None = None
+    timesteps: int | None = None
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Inputs of one timestep: `values[i]`, [C, H, W], is for the slot at `rows[i]` of the list of slots."""
+
+    rows: tuple[int, ...]
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One row for each slot, in the order asked for; on the CPU."""
+
+    logits: Tensor  # float32 [n, classes], of this timestep only
+    spikes: Tensor  # float64 [n, layers], how many neurons fired, in the order of the executor's `layers`
+    synaptic_operations: Tensor  # float64 [n]
+
+
+class Executor(Protocol):
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers of neurons."""
+
+    def admit(self, slot: int, sample: Sample) -> None:
+        """Put a sample into a slot, before its first timestep. Nothing of an earlier sample stays."""
+
+    def step(self, slots: Sequence[int], frames: Frames | None) -> StepResult:
+        """One timestep of these slots, each named once. Slots without a constant input need a frame."""
+
+    def save(self, slot: int) -> bytes:
+        """The state of a slot, to continue later, in any slot and in another process."""
+
+    def load(self, slot: int, state: bytes) -> None:
+        """Continue in this slot, bit by bit, where `save` was called. Raises StateError; the slot is then empty."""

@@ -1,0 +1,166 @@
+"""The executor that is right by construction: plain torch, and answers that do not depend on the batch.
+
+Convolutions see the whole batch. Neurons and linear layers are run sample by sample, because their last bits would
+otherwise depend on who else is there: matrix products are summed in another order when there are more rows, and
+`sigmoid` rounds differently in the last few elements of a buffer than in its vectorised part. Measured with torch 2.13
+on x86-64: oneDNN's convolutions, batch norm and pooling give the same bits for every batch size. Where a build of torch
+does not keep to that, answers may differ in the last bits, and a spike can flip that is that close to the threshold.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from spiketrain.networks import Network
+from spiketrain.neurons import Neuron, NeuronLayer
+from torch import Tensor, nn
+
+from spikeserve.engine.executor import Frames, Sample, StateError, StepResult
+from spikeserve.engine.state import pack_state, unpack_state
+
+_CONSTANT = "constant"
+
+# The state of each layer of neurons of one sample, by the layer's name.
+_SlotState = dict[str, Any]
+
+
+class ReferenceExecutor:
+    """`fan_out` is by layer the synaptic operations that one spike of each neuron causes, [C, H, W] or [F].
+
+    `weights` names the weights, such as a checkpoint's digest: only states saved under the same name are loaded.
+    """
+
+    def __init__(
+        self, network: Network, slots: int, fan_out: Mapping[str, Tensor], weights: str = ""
+    ) -> None:
+        if slots < 1:
+            raise ValueError(f"slots is {slots}: it must be at least 1")
+        self._network = _with_linear_row_by_row(network)
+        modules, shapes = self._network.neuron_layers(), self._network.neuron_shapes()
+        if missing := shapes.keys() - fan_out.keys():
+            raise ValueError(f"fan_out lacks the layer {min(missing)!r}")
+        self._layers = tuple(shapes)
+        self._fan_out = {name: fan_out[name].double().expand(shapes[name]).flatten() for name in shapes}
+        self._neurons = {modules[name]: (name, modules[name].neuron()) for name in shapes}
+        self._weights = weights
+        self._states: list[_SlotState] = [{} for _ in range(slots)]
+        self._constants: list[Tensor | None] = [None] * slots
+
+    @property
+    def slots(self) -> int:
+        return len(self._states)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self._layers
+
+    @torch.inference_mode()
+    def admit(self, slot: int, sample: Sample) -> None:
+        self._states[slot] = self._network.initial_state(1)
+        self._constants[slot] = (
+            None if sample.constant is None else self._network.encode(sample.constant.unsqueeze(0))
+        )
+
+    @torch.inference_mode()
+    def step(self, slots: Sequence[int], frames: Frames | None) -> StepResult:
+        if len(set(slots)) != len(slots):
+            raise ValueError(f"slots {list(slots)}: one is named twice")
+        fire = _FireEachSample(self._neurons, [self._states[slot] for slot in slots])
+        logits = self._network.body(self._encoded(slots, frames), fire)
+        counts = [_count(fire.spikes[name], self._fan_out[name]) for name in self._layers]
+        return StepResult(
+            logits=logits,
+            spikes=torch.stack([spikes for spikes, _ in counts], dim=1),
+            synaptic_operations=torch.stack([operations for _, operations in counts]).sum(0),
+        )
+
+    def _encoded(self, slots: Sequence[int], frames: Frames | None) -> Tensor:
+        rows = [self._constants[slot] for slot in slots]
+        if frames is not None:
+            encoded = self._network.encode(frames.values)
+            for row, value in zip(frames.rows, torch.split(encoded, 1), strict=True):
+                rows[row] = value
+        present = [row for row in rows if row is not None]
+        if len(present) != len(rows):
+            raise ValueError(
+                f"slot {slots[rows.index(None)]} has neither a constant input nor a frame"
+            )
+        return torch.cat(present)
+
+    def save(self, slot: int) -> bytes:
+        tensors = {
+            f"{layer}/{i}": tensor
+            for layer, state in self._states[slot].items()
+            for i, tensor in enumerate(state)
+        }
+        constant = self._constants[slot]
+        if constant is not None:
+            tensors[_CONSTANT] = constant
+        return pack_state(tensors, self._weights)
+
+    def load(self, slot: int, state: bytes) -> None:
+        self._states[slot], self._constants[slot] = {}, None
+        tensors = unpack_state(state, self._weights)
+        constant = tensors.pop(_CONSTANT, None)
+        loaded = {}
+        for layer, fresh in self._network.initial_state(1).items():
+            parts = [tensors.pop(f"{layer}/{i}", None) for i in range(len(fresh))]
+            for part, like in zip(parts, fresh, strict=True):
+                if part is None or part.shape != like.shape or part.dtype != like.dtype:
+                    raise StateError(
+                        f"state: layer {layer!r} is missing, or of another shape or type"
+                    )
+            loaded[layer] = type(fresh)(*parts)
+        if tensors:
+            raise StateError(f"state: {min(tensors)!r} belongs to no layer of this model")
+        self._states[slot], self._constants[slot] = loaded, constant
+
+
+class _FireEachSample:
+    """`Fire` for a batch in which each sample has a state of its own. Replaces the states by the new ones."""
+
+    timesteps = 1
+
+    def __init__(
+        self, neurons: Mapping[NeuronLayer, tuple[str, Neuron]], states: Sequence[_SlotState]
+    ) -> None:
+        self.neurons = neurons
+        self.states = states
+        self.spikes: dict[str, Tensor] = {}
+
+    def __call__(self, layer: NeuronLayer, current: Tensor) -> Tensor:
+        name, neuron = self.neurons[layer]
+        rows = []
+        for row, state in zip(torch.split(current, 1), self.states, strict=True):
+            spikes, state[name] = neuron.step(row, state[name])
+            rows.append(spikes)
+        self.spikes[name] = torch.cat(rows)
+        return self.spikes[name]
+
+
+class _RowByRow(nn.Module):
+    """A linear layer as one product a row."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.linear(row) for row in torch.split(x, 1)])
+
+
+def _with_linear_row_by_row(network: Network) -> Network:
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    for name in linear:
+        network.set_submodule(name, _RowByRow(cast(nn.Linear, network.get_submodule(name))))
+    return network
+
+
+def _count(spikes: Tensor, fan_out: Tensor) -> tuple[Tensor, Tensor]:
+    """Spikes and synaptic operations, [n] each, of one layer's spikes [n, C, ...]; in float64, so exact."""
+    flat = spikes.flatten(1).double()
+    return flat.sum(1), flat @ fan_out

@@ -1,0 +1,33 @@
+"""How many threads a torch operation uses."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def usable_processors(quota_file: Path = _QUOTA) -> int:
+    """Processors that this process may use: its affinity, and the container's quota where there is one.
+
+    Threads beyond a quota are worse than useless: all of them are stopped when it is used up.
+    """
+    allowed = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    try:
+        quota, period = quota_file.read_text().split()
+        return max(1, min(allowed, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError, ZeroDivisionError):  # no cgroup v2, or "max"
+        return allowed
+
+
+def use_threads(count: int | None) -> None:
+    """Set the number of threads of one operation, for the process; None is `usable_processors`."""
+    wanted = count or usable_processors()
+    if torch.get_num_threads() != wanted:
+        torch.set_num_threads(wanted)

@@ -1,0 +1,137 @@
+"""Around every call of ours: its id, one line in the log, the count by method, and the status of an error."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from spikeserve import logs
+from spikeserve.errors import ErrorKind, ServiceError
+from spikeserve.metrics import Metrics
+from spikeserve.requests import request_id
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Behaviour = Callable[[Any, Context], Awaitable[Any]]
+
+_OURS = "/spikeserve."
+
+
+@dataclass
+class Call:
+    """What the log and the counters are told about the call under way."""
+
+    request_id: str
+    model: str | None = None
+    version: str | None = None
+
+    def answered_by(self, model: str, version: str) -> None:
+        self.model, self.version = model, version
+
+
+class Unreadable:
+    """Stands for a message that is not protobuf of its type, so that we answer it and not the transport."""
+
+
+current_call: ContextVar[Call] = ContextVar("current_call")
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith(_OURS):
+            return handler
+        codec = {
+            "request_deserializer": _tolerant(handler.request_deserializer),
+            "response_serializer": handler.response_serializer,
+        }
+        method = handler_call_details.method.lstrip("/")
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(
+                self._guard(handler.stream_stream, method), **codec
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._guard(handler.unary_unary, method), **codec
+        )
+
+    def _guard(self, behaviour: Behaviour, method: str) -> Behaviour:
+        async def guarded(request: Any, context: Context) -> Any:
+            metadata = dict(context.invocation_metadata() or ())
+            call = Call(request_id(_text(metadata.get("x-request-id"))))
+            current_call.set(call)
+            context.set_trailing_metadata((("x-request-id", call.request_id),))
+            began = time.perf_counter()
+            code, failure = "OK", None
+            try:
+                if isinstance(request, Unreadable):
+                    raise unreadable()
+                return await behaviour(request, context)
+            except asyncio.CancelledError:
+                code = ErrorKind.CANCELLED.grpc_status
+                raise
+            except Exception as error:
+                failure = (
+                    error if isinstance(error, ServiceError) else logs.internal_error(error, method)
+                )
+                code = failure.kind.grpc_status
+                await _abort(context, failure, call.request_id)
+            finally:
+                slug = None if failure is None else failure.kind.slug
+                self._record(method, code, slug, time.perf_counter() - began, call)
+
+        return guarded
+
+    def _record(
+        self, method: str, code: str, error: str | None, seconds: float, call: Call
+    ) -> None:
+        self._metrics.request(method, code, call.model, call.version)
+        logs.request_line(
+            route=method,
+            code=code,
+            seconds=seconds,
+            model=call.model,
+            error=error,
+            request_id=call.request_id,
+        )
+
+
+async def _abort(context: Context, error: ServiceError, request_id: str) -> None:
+    metadata = [("x-request-id", request_id), ("error-type", error.kind.slug)]
+    if error.retry_after is not None:
+        metadata.append(("retry-after", str(math.ceil(error.retry_after))))
+    await context.abort(grpc.StatusCode[error.kind.grpc_status], error.message, tuple(metadata))
+
+
+def unreadable() -> ServiceError:
+    return ServiceError(
+        ErrorKind.MALFORMED,
+        "the message is not what spikeserve.v1 says; reflection and proto/ have its definition",
+    )
+
+
+def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def parsed(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return Unreadable()
+
+    return parsed
+
+
+def _text(value: str | bytes | None) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,155 @@
+"""Messages of spikeserve.v1 from and to what the server works with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+
+from spiketrain.events import wire
+from spiketrain.events.types import Events
+from spiketrain.manifest import CountWindow, DurationWindow, EventInput
+
+from spikeserve.classify import Classification, ClassifyRequest, Prediction
+from spikeserve.errors import ErrorKind, ServiceError
+from spikeserve.grpc.v1 import spikeserve_pb2 as pb
+from spikeserve.repository import LoadedModel, ModelInfo
+from spikeserve.streams import StreamOptions, WindowAnswer
+
+ENCODINGS: dict[pb.Encoding.ValueType, wire.Encoding] = {
+    pb.ENCODING_COLUMNS_V1: wire.Encoding.COLUMNS_V1,
+}
+"""The layouts that this server reads."""
+
+# A client without a deadline gets none; gRPC reports centuries for some of them.
+_FOREVER = 10 * 365 * 24 * 3600.0
+
+
+def classify_request(message: pb.ClassifyRequest, remaining: float | None) -> ClassifyRequest:
+    """`remaining` is what is left of the call's deadline, in seconds."""
+    if not message.image:
+        raise ServiceError(
+            ErrorKind.MALFORMED, "image: empty; put the bytes of an image file there"
+        )
+    return ClassifyRequest(
+        image=message.image,
+        model=message.model or None,
+        version=message.version or None,
+        top_k=message.top_k if message.HasField("top_k") else None,
+        timesteps=message.timesteps if message.HasField("timesteps") else None,
+        rates=message.rates if message.HasField("rates") else True,
+        deadline=None
+        if remaining is None or remaining > _FOREVER
+        else time.monotonic() + remaining,
+    )
+
+
+def classify_response(result: Classification) -> pb.ClassifyResponse:
+    return pb.ClassifyResponse(
+        model=result.model,
+        version=result.version,
+        predictions=_predictions(result.predictions),
+        timesteps_used=result.timesteps_used,
+        timesteps_of=result.timesteps_of,
+        firing_rates=_rates(result.firing_rates),
+        synaptic_operations=result.synaptic_operations,
+        energy_joules=result.energy_joules,
+        timing=pb.Timing(
+            **{f"{stage}_seconds": value for stage, value in result.timing_seconds.items()}
+        ),
+    )
+
+
+def stream_options(message: pb.OpenStream) -> StreamOptions:
+    sensor = (message.sensor_width, message.sensor_height)
+    return StreamOptions(
+        model=message.model or None,
+        version=message.version or None,
+        sensor=None if sensor == (0, 0) else sensor,
+        start_us=message.start_us if message.HasField("start_us") else None,
+        lateness_us=message.lateness_us,
+        rates=message.rates if message.HasField("rates") else True,
+    )
+
+
+def encoding(named: pb.Encoding.ValueType, default: wire.Encoding) -> wire.Encoding:
+    """Raises ServiceError UNSUPPORTED_MEDIA for a layout that is not read here."""
+    if named == pb.ENCODING_UNSPECIFIED:
+        return default
+    if named not in ENCODINGS:
+        known = ", ".join(pb.Encoding.Name(each) for each in ENCODINGS)
+        raise ServiceError(
+            ErrorKind.UNSUPPORTED_MEDIA,
+            f"encoding {int(named)} is not one that this server reads; it reads {known}",
+        )
+    return ENCODINGS[named]
+
+
+def packet_events(packet: pb.EventPacket, default: wire.Encoding) -> Events:
+    """Raises ServiceError MALFORMED for a payload that is not what its encoding says."""
+    layout = encoding(packet.encoding, default)
+    try:
+        return wire.decode(layout, packet.payload, packet.base_us)
+    except ValueError as error:
+        raise ServiceError(
+            ErrorKind.MALFORMED, f"events: packet {packet.sequence}: {error}"
+        ) from None
+
+
+def stream_opened(model: LoadedModel) -> pb.StreamOpened:
+    spec = model.manifest.input
+    opened = pb.StreamOpened(
+        model=model.name,
+        version=model.version,
+        classes=model.manifest.classes,
+        encodings=list(ENCODINGS),
+    )
+    if isinstance(spec, EventInput):
+        opened.sensor_width, opened.sensor_height = spec.sensor
+        if isinstance(spec.window, DurationWindow):
+            opened.window_us = spec.window.microseconds
+        elif isinstance(spec.window, CountWindow):
+            opened.window_us = spec.window.max_microseconds
+            opened.window_events = spec.window.events
+    return opened
+
+
+def window_answer(answer: WindowAnswer, drops: pb.Drops, sequence: int) -> pb.WindowAnswer:
+    return pb.WindowAnswer(
+        index=answer.index,
+        start_us=answer.start_us,
+        end_us=answer.end_us,
+        events=answer.events,
+        predictions=_predictions(answer.predictions),
+        raw=_predictions(answer.raw),
+        firing_rates=_rates(answer.firing_rates),
+        synaptic_operations=answer.synaptic_operations,
+        energy_joules=answer.energy_joules,
+        drops=drops,
+        latency_seconds=answer.latency_seconds,
+        sequence=sequence,
+    )
+
+
+def model(info: ModelInfo) -> pb.Model:
+    message = pb.Model(
+        name=info.name, version=info.version, ready=info.state == "ready", reason=info.reason or ""
+    )
+    if info.state == "loading":
+        message.reason = "it is being loaded"
+    if info.manifest is not None:
+        message.input = info.manifest.input.kind
+        message.shape.extend(info.manifest.input.shape)
+        message.timesteps = info.manifest.timesteps
+        message.classes.extend(info.manifest.classes)
+    return message
+
+
+def _predictions(predictions: Iterable[Prediction]) -> list[pb.Prediction]:
+    return [
+        pb.Prediction(label=one.label, index=one.index, probability=one.probability)
+        for one in predictions
+    ]
+
+
+def _rates(rates: Mapping[str, float]) -> list[pb.LayerRate]:
+    return [pb.LayerRate(layer=layer, rate=rate) for layer, rate in rates.items()]

@@ -1,0 +1,60 @@
+"""The gRPC server: our service, health and reflection on one port."""
+
+from __future__ import annotations
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from spikeserve.classify import Classifier
+from spikeserve.grpc.boundary import Boundary
+from spikeserve.grpc.health import HealthService
+from spikeserve.grpc.service import SpikeServe
+from spikeserve.grpc.v1 import spikeserve_pb2 as pb
+from spikeserve.grpc.v1.spikeserve_pb2_grpc import add_SpikeServeServicer_to_server
+from spikeserve.health import Health
+from spikeserve.metrics import Metrics
+from spikeserve.repository import Repository
+from spikeserve.settings import Settings
+from spikeserve.streams import Streams
+
+# What a message has besides a picture or events.
+_ENVELOPE_BYTES = 1 << 16
+
+SERVICES = (pb.DESCRIPTOR.services_by_name["SpikeServe"].full_name,)
+
+
+def create_server(
+    settings: Settings,
+    metrics: Metrics,
+    repository: Repository,
+    classifier: Classifier,
+    streams: Streams,
+    health: Health,
+) -> grpc.aio.Server:
+    """A server without a port, to be started on a running event loop."""
+    server = grpc.aio.server(interceptors=[Boundary(metrics)], options=_options(settings))
+    add_SpikeServeServicer_to_server(
+        SpikeServe(settings, metrics, repository, classifier, streams), server
+    )
+    health_pb2_grpc.add_HealthServicer_to_server(HealthService(health, SERVICES), server)
+    health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    reflection.enable_server_reflection((*SERVICES, health_name, reflection.SERVICE_NAME), server)
+    return server
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        (
+            "grpc.max_receive_message_length",
+            max(settings.max_body_bytes, settings.max_message_bytes) + _ENVELOPE_BYTES,
+        ),
+        # A port that another process has is an error, not something to share.
+        ("grpc.so_reuseport", 0),
+        # A client that vanished without a word is noticed, and its streams are closed.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Clients may ask whether we are alive as often as we ask them.
+        ("grpc.http2.max_ping_strikes", 0),
+    ]

@@ -1,0 +1,158 @@
+"""Pictures to tensors.
+
+PNG, JPEG, WebP, BMP and the first frame of GIF, told by content. Turned upright by EXIF, composited on black where they
+are transparent, made grey (ITU-R 601) or RGB as the model needs, resized bilinearly (with antialiasing; a picture
+that has the size already is left alone), scaled to 0..1 and normalised. Colour profiles are ignored.
+Equal bytes give equal tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from spiketrain.manifest import ImageInput
+from torch import Tensor
+
+from spikeserve.errors import ErrorKind, ServiceError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+_SIGNATURES = {
+    "PNG": b"\x89PNG\r\n\x1a\n",
+    "JPEG": b"\xff\xd8\xff",
+    "WEBP": b"RIFF",
+    "BMP": b"BM",
+    "GIF": b"GIF8",
+}
+
+# Pillow only warns between its limit and twice that; here every limit refuses.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    bytes: int
+    pixels: int
+
+
+def decode_image(data: bytes, spec: ImageInput, limits: ImageLimits) -> Tensor:
+    """A file's bytes as float32 [C, H, W], normalised. Size in bytes and pixels is checked before anything is decoded.
+
+    Raises ServiceError: TOO_LARGE; UNSUPPORTED_MEDIA for what is no picture, or in another format; MALFORMED for a
+    picture that is damaged.
+    """
+    if len(data) > limits.bytes:
+        raise ServiceError(
+            ErrorKind.TOO_LARGE, f"the picture has {len(data)} bytes, the limit is {limits.bytes}"
+        )
+    name = _format(data)
+    try:
+        if name == "WEBP":  # Pillow allocates the whole canvas on opening one
+            _check_pixels(_webp_size(data), limits.pixels)
+        with Image.open(io.BytesIO(data), formats=(name,)) as image:
+            _check_pixels(image.size, limits.pixels)
+            image.load()
+            return _normalised(_resized(_converted(_upright(image), spec), spec), spec)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_many_pixels(None, limits.pixels) from None
+    except ServiceError:
+        raise
+    except UnidentifiedImageError:
+        reason = "its header is damaged or cut off"
+    # Pillow's decoders raise all sorts of exceptions for damaged files.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+    raise ServiceError(ErrorKind.MALFORMED, f"the {name} picture cannot be decoded: {reason}")
+
+
+def _format(data: bytes) -> str:
+    if not data:
+        raise ServiceError(ErrorKind.MALFORMED, "the picture is empty: send the file's bytes")
+    for name, signature in _SIGNATURES.items():
+        if data.startswith(signature) and (name != "WEBP" or data[8:12] in (b"WEBP", b"")):
+            return name
+    raise ServiceError(
+        ErrorKind.UNSUPPORTED_MEDIA,
+        f"the content is not a picture in one of the formats {', '.join(FORMATS)}",
+    )
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height from the first chunk of a WebP file."""
+    kind = data[12:16]
+    try:
+        if kind == b"VP8X":
+            return (
+                1 + int.from_bytes(data[24:27], "little"),
+                1 + int.from_bytes(data[27:30], "little"),
+            )
+        if kind == b"VP8L":
+            (bits,) = struct.unpack_from("<I", data, 21)
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    except struct.error:
+        raise UnidentifiedImageError from None
+
+
+def _check_pixels(size: tuple[int, int], limit: int) -> None:
+    if size[0] * size[1] > limit:
+        raise _too_many_pixels(size, limit)
+
+
+def _too_many_pixels(size: tuple[int, int] | None, limit: int) -> ServiceError:
+    what = "too many pixels" if size is None else f"{size[0]} x {size[1]} pixels"
+    return ServiceError(
+        ErrorKind.TOO_LARGE, f"the picture has {what}, the limit is {limit} in all: make it smaller"
+    )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Damaged EXIF data does not make the picture unusable.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _converted(image: Image.Image, spec: ImageInput) -> Image.Image:
+    """The picture in mode L or RGB."""
+    mode = "L" if spec.shape[0] == 1 else "RGB"
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.new("RGB", layer.size)
+        image.paste(layer, mask=layer)
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _resized(image: Image.Image, spec: ImageInput) -> Image.Image:
+    _, height, width = spec.shape
+    if image.size == (width, height):
+        return image
+    if spec.resize == "squash":
+        return image.resize((width, height), Image.Resampling.BILINEAR)
+    if spec.resize == "crop":
+        return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    scale = min(width / image.width, height / image.height)
+    inside = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    canvas = Image.new(image.mode, (width, height))
+    corner = (width - inside[0]) // 2, (height - inside[1]) // 2
+    canvas.paste(image.resize(inside, Image.Resampling.BILINEAR), corner)
+    return canvas
+
+
+def _normalised(image: Image.Image, spec: ImageInput) -> Tensor:
+    pixels = np.asarray(image, dtype=np.float32).reshape(*spec.shape[1:], spec.shape[0])
+    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
+    scaled = (pixels / np.float32(255) - mean) / std
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))

@@ -1,0 +1,185 @@
+"""Prometheus metrics of the server, in a registry of its own.
+
+Labels come from short fixed sets. A model's name becomes a label only once the repository has loaded it, so that
+no client can make new time series.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from spikeserve.engine import Scheduler
+
+STAGES = ("decode", "queue", "compute", "encode")
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # fmt: skip
+_RATES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_TIMESTEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 32, 64, 128)
+_MODEL = ("model", "version")
+
+RATE_SAMPLES = 100
+"""The firing-rate gauge is a running mean with this many samples as its time constant."""
+
+_MOST_ROUTES = 64
+
+
+class Metrics:
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        self._models: dict[tuple[str, str], ModelMetrics] = {}
+        self._routes: set[str] = set()
+        self.requests = self._counter(
+            "requests",
+            "Requests answered, by HTTP status or gRPC status.",
+            (*_MODEL, "route", "code"),
+        )
+        self.stages = Histogram(
+            "spikeserve_stage_seconds",
+            "Time of one stage of a request.",
+            ("stage", *_MODEL),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.loaded = self._gauge("model_loaded", "1 for each model that was loaded.", _MODEL)
+        self.ready = self._gauge("model_ready", "1 where the model can answer.", _MODEL)
+        self.failed = self._gauge("models_failed", "Checkpoints that could not be loaded.", ())
+        self.slots = self._gauge("slots", "Slots of the model.", _MODEL)
+        self.slots_in_use = self._gauge("slots_in_use", "Slots that hold a sample.", _MODEL)
+        self.queue_depth = self._gauge("queue_depth", "Pictures that wait for a slot.", _MODEL)
+        self.open_streams = self._gauge("open_streams", "Event streams that are open.", ())
+        self.restarts = self._counter("engine_restarts", "Crashes of the engine.", _MODEL)
+        self.operations = self._counter(
+            "synaptic_operations", "Weights added because of spikes.", _MODEL
+        )
+        self.energy = self._counter(
+            "estimated_energy_joules", "Energy that neuromorphic hardware would have used.", _MODEL
+        )
+        self.windows = self._counter("windows", "Windows of event streams computed.", _MODEL)
+        self.events = self._counter(
+            "events", "Events received, by what became of them.", (*_MODEL, "outcome")
+        )
+        self.batch = self._histogram("batch_size", "Samples in one timestep.", _MODEL, _BATCHES)
+        self.timesteps = self._histogram(
+            "timesteps_used", "Timesteps until the answer.", _MODEL, _TIMESTEPS
+        )
+        self.rate = self._gauge(
+            "firing_rate",
+            "Spikes per neuron per timestep, a running mean over samples.",
+            (*_MODEL, "layer"),
+        )
+        self.sample_rate = self._histogram(
+            "firing_rate_per_sample", "Spikes per neuron per timestep.", (*_MODEL, "layer"), _RATES
+        )
+
+    def model(self, name: str, version: str) -> ModelMetrics:
+        """The metrics of one model; from now on its name and version are labels."""
+        key = (name, version)
+        if key not in self._models:
+            self._models[key] = ModelMetrics(self, name, version)
+        return self._models[key]
+
+    def request(
+        self, route: str, code: str, model: str | None = None, version: str | None = None
+    ) -> None:
+        """`route` is a template of ours, never a path; `code` an HTTP status or the name of a gRPC status."""
+        known = (model or "", version or "")
+        if known not in self._models:
+            known = ("", "")
+        if route not in self._routes and len(self._routes) >= _MOST_ROUTES:
+            route = "other"
+        self._routes.add(route)
+        self.requests.labels(*known, route, code).inc()
+
+    def stage(self, stage: str, seconds: float, model: str, version: str) -> None:
+        """Raises ValueError for a stage that is not in STAGES. Models that are not loaded are not counted."""
+        if stage not in STAGES:
+            raise ValueError(f"stage {stage!r}: known are {', '.join(STAGES)}")
+        if (model, version) in self._models:
+            self._models[model, version].stages[stage].observe(seconds)
+
+    def watch_streams(self, count: Callable[[], int]) -> None:
+        """`count` is asked at every scrape."""
+        self.open_streams.set_function(count)
+
+    def render(self) -> bytes:
+        """All metrics in the text format that `content_type` names."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
+        return Counter(f"spikeserve_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
+        return Gauge(f"spikeserve_{name}", text, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]
+    ) -> Histogram:
+        return Histogram(
+            f"spikeserve_{name}", text, labels, buckets=buckets, registry=self.registry
+        )
+
+
+class ModelMetrics:
+    """The metrics of one model. It is the observer of the model's engine."""
+
+    def __init__(self, metrics: Metrics, name: str, version: str) -> None:
+        self._metrics = metrics
+        self._labels = (name, version)
+        self._lock = threading.Lock()
+        self._means: dict[str, tuple[int, float]] = {}
+        self.stages = {stage: metrics.stages.labels(stage, name, version) for stage in STAGES}
+        self._batch = metrics.batch.labels(name, version)
+        self._restarts = metrics.restarts.labels(name, version)
+        self._operations = metrics.operations.labels(name, version)
+        self._energy = metrics.energy.labels(name, version)
+
+    def watch(self, engine: Scheduler) -> None:
+        """What the engine knows about itself is asked at every scrape."""
+        metrics, labels = self._metrics, self._labels
+        metrics.loaded.labels(*labels).set(1)
+        metrics.ready.labels(*labels).set_function(lambda: float(engine.healthy))
+        metrics.slots.labels(*labels).set_function(lambda: engine.slots)
+        metrics.slots_in_use.labels(*labels).set_function(lambda: engine.slots_in_use)
+        metrics.queue_depth.labels(*labels).set_function(lambda: engine.waiting)
+
+    def stepped(self, batch: int) -> None:
+        self._batch.observe(batch)
+
+    def restarted(self) -> None:
+        self._restarts.inc()
+
+    def sample(
+        self, rates: Mapping[str, float], synaptic_operations: float, energy_joules: float
+    ) -> None:
+        """One picture or one window was computed."""
+        self._operations.inc(synaptic_operations)
+        self._energy.inc(energy_joules)
+        with self._lock:
+            for layer, rate in rates.items():
+                count, mean = self._means.get(layer, (0, 0.0))
+                count = min(count + 1, RATE_SAMPLES)
+                mean += (rate - mean) / count
+                self._means[layer] = (count, mean)
+                self._metrics.rate.labels(*self._labels, layer).set(mean)
+                self._metrics.sample_rate.labels(*self._labels, layer).observe(rate)
+
+    def picture(self, timesteps: int) -> None:
+        self._metrics.timesteps.labels(*self._labels).observe(timesteps)
+
+    def window(self) -> None:
+        self._metrics.windows.labels(*self._labels).inc()
+
+    def received(self, accepted: int, late: int, outside: int) -> None:
+        for outcome, count in (("accepted", accepted), ("late", late), ("outside", outside)):
+            self._metrics.events.labels(*self._labels, outcome).inc(count)

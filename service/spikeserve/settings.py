@@ -1,0 +1,162 @@
+"""Settings: flags over environment (SPIKESERVE_...) over the TOML file that SPIKESERVE_CONFIG names over defaults.
+
+Every setting is documented under its field. No name may become SPIKESERVE_PORT or SPIKESERVE_SERVICE_...: Kubernetes
+sets those by itself next to a service called spikeserve.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+from pydantic_settings import SettingsError as SourceError
+
+PREFIX = "SPIKESERVE_"
+BUNDLED_MODELS = Path(__file__).parent / "models"
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used. The message names each one, its value and what is expected."""
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    config: Path | None = None
+    """TOML file with any of these settings; flags and environment go before it."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on, for both ports. 0.0.0.0 is every address of the machine (what the container uses)."""
+
+    http_port: int = Field(8000, ge=0, le=65535)
+    """Port of REST, metrics and health. 0 lets the system choose one."""
+
+    grpc_port: int = Field(8001, ge=0, le=65535)
+    """Port of gRPC. 0 lets the system choose one."""
+
+    models: Annotated[tuple[Path, ...], NoDecode] = (BUNDLED_MODELS,)
+    """Folders of checkpoints, or single files; in the environment separated as in PATH. A folder has
+    ANYTHING.safetensors (version 1, named by its manifest) or NAME/VERSION.safetensors."""
+
+    default_model: str | None = None
+    """Model for requests that name none. Unless given, and where it takes other input, the first by name that fits."""
+
+    slots: int = Field(32, ge=1, le=65536)
+    """Samples of one model that are computed together, at most; each slot holds the state of one sample."""
+
+    max_queue: int = Field(256, ge=1)
+    """Pictures of one model that wait for a slot, at most; further ones are refused at once."""
+
+    max_timesteps: int = Field(128, ge=1)
+    """Timesteps that a request may ask for, at most."""
+
+    max_body_bytes: int = Field(16 << 20, ge=1)
+    """Largest body of a request and largest picture, in bytes."""
+
+    max_message_bytes: int = Field(4 << 20, ge=1)
+    """Largest message of a gRPC stream, in bytes."""
+
+    max_pixels: int = Field(40_000_000, ge=1, le=89_478_485)
+    """Largest picture, in pixels; read from its header before anything is decoded."""
+
+    max_streams: int = Field(1024, ge=1)
+    """Event streams open at once, over all models, at most."""
+
+    max_message_events: int = Field(1 << 20, ge=1)
+    """Events in one message of a stream, at most."""
+
+    max_message_windows: int = Field(4096, ge=1)
+    """Windows that one message of a stream may close, at most."""
+
+    stream_idle_seconds: float = Field(300.0, gt=0)
+    """A stream from which nothing came for so long is closed."""
+
+    decode_threads: int = Field(2, ge=1, le=256)
+    """Threads that decode pictures, and as many that sort large messages of events into windows."""
+
+    torch_threads: int | None = Field(None, ge=1)
+    """Threads for one operation of a network. Unless given, the processors that this process may use."""
+
+    stall_seconds: float = Field(60.0, gt=0)
+    """A timestep that takes longer than this makes the server not ready."""
+
+    drain_seconds: float = Field(20.0, ge=0)
+    """How long requests under way may take to finish once the server was told to stop."""
+
+    log_format: Literal["text", "json"] = "text"
+    """Readable lines, or one JSON object a line."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe messages that are logged."""
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_paths(cls, value: Any) -> Any:
+        if isinstance(value, Path):
+            return (value,)
+        if isinstance(value, str):
+            return tuple(Path(part) for part in value.split(os.pathsep) if part)
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def _some_paths(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        if not value:
+            raise ValueError("names no folder and no file")
+        return tuple(path.expanduser() for path in value)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        flags = init_settings()
+        named = flags.get("config") or os.environ.get(f"{PREFIX}CONFIG")
+        if not named:
+            return init_settings, env_settings
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise SettingsError(f"config: there is no file {path}")
+        try:
+            file = TomlConfigSettingsSource(settings_cls, path)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise SettingsError(f"config: {path}: {error}") from error
+        return init_settings, env_settings, file
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from flags, environment and file; flags that are None count as not given. Raises SettingsError."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(dict(item)) for item in error.errors())) from error
+    except SourceError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _explain(item: dict[str, Any]) -> str:
+    name = str(item["loc"][0]) if item["loc"] else "settings"
+    if item["type"] == "extra_forbidden":
+        return f"{name}: there is no such setting; there are {', '.join(Settings.model_fields)}"
+    place = ".".join(str(part) for part in item["loc"])
+    return f"{place} ({PREFIX}{name.upper()}): {item['msg']}, not {item['input']!r}"

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The top of the checkout."""
+    return TOP
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder beside the checkout with data sets and container tools; tests that need it are skipped without."""
+    path = TOP.parent / "shared"
+    if not path.is_dir():
+        pytest.skip(f"{path} is missing: the data sets and tools that this test needs are there")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data(shared: Path) -> Path:
+    """The data sets."""
+    path = shared / "data"
+    if not path.is_dir():
+        pytest.skip(f"{path} is missing: the data sets that this test needs are there")
+    return path

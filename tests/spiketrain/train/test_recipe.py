@@ -1,0 +1,64 @@
+"""Recipes: the bundled ones load, settings are laid over, mistakes are named."""
+
+from pathlib import Path
+
+import pytest
+
+from spiketrain.networks import build_network
+from spiketrain.recipe import RecipeError, bundled_recipes, load_recipe
+
+
+@pytest.mark.parametrize("name", bundled_recipes())
+def test_bundled_recipes_build_their_network(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    network = build_network(
+        recipe.network.name, recipe.network.arguments, recipe.neuron, recipe.training.timesteps
+    )
+    assert sum(p.numel() for p in network.parameters()) * 4 < 2_000_000
+
+
+def test_settings_are_laid_over_with_their_types() -> None:
+    recipe = load_recipe(
+        "fashion-clif",
+        ["training.epochs=2", "neuron.kind=lif", "neuron.reset=hard", "neuron.reset_value=-0.06"],
+    )
+    assert recipe.training.epochs == 2
+    assert recipe.neuron.model_dump()["reset_value"] == -0.06
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("training.epochs=many", "training.epochs"),
+        ("training.epoch=2", "training.epoch: Extra inputs"),
+        ("nonsense", "write key=value"),
+        ("name.more=1", "is a value, not a section"),
+        ("neuron.kind=izhikevich", "neuron"),
+    ],
+)
+def test_a_wrong_setting_is_named(setting: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("fashion-clif", [setting])
+
+
+def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match="fashion-clif"):
+        load_recipe("fashion")
+
+
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("name = ")
+    with pytest.raises(RecipeError, match="not TOML"):
+        load_recipe(str(path))
+
+
+def test_an_event_data_set_needs_its_windows(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'name = "x"\n[data]\nname = "nmnist-small"\n[network]\nname = "small-conv"\n'
+        '[neuron]\nkind = "clif"\n[training]\ntimesteps = 2\nepochs = 1\n'
+    )
+    with pytest.raises(RecipeError, match=r"\[events\] section"):
+        load_recipe(str(path))

@@ -1,0 +1,65 @@
+"""The command line: spiketrain train | evaluate | convert | inspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from spiketrain.convert.command import convert
+from spiketrain.inspect import inspect_file
+from spiketrain.train import TrainingError
+from spiketrain.training_commands import evaluate_checkpoint, train
+
+messages = Console(stderr=True)
+
+
+class _Commands(TyperGroup):
+    """Commands whose expected errors end in one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError, TrainingError) as error:
+            messages.print(
+                f"error: {_reason(error)}", markup=False, highlight=False, soft_wrap=True
+            )
+            raise typer.Exit(1) from error
+
+
+def _reason(error: ValueError | OSError | TrainingError) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="Train, convert and inspect spiking neural networks.",
+)
+
+app.command()(train)
+app.command("evaluate")(evaluate_checkpoint)
+app.command()(convert)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A checkpoint.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show all that a checkpoint says of its model."""
+    tables, text = inspect_file(file)
+    if as_json:
+        typer.echo(text)
+    else:
+        Console().print(tables)
+
+
+def main() -> None:
+    app()

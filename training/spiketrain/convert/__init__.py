@@ -1,0 +1,25 @@
+"""Conversion to plain LIF, and how a conversion is judged."""
+
+from __future__ import annotations
+
+from spiketrain.convert.closed_form import ResetMoments, closed_form, reset_moments
+from spiketrain.convert.judge import Judgement, judge
+from spiketrain.convert.lif_form import ConversionError, lif_form
+from spiketrain.convert.sweep import SweepReport, SweepRow, Variant, sweep
+from spiketrain.convert.to_lif import Rest, convert_to_lif
+
+__all__ = [
+    "ConversionError",
+    "Judgement",
+    "ResetMoments",
+    "Rest",
+    "SweepReport",
+    "SweepRow",
+    "Variant",
+    "closed_form",
+    "convert_to_lif",
+    "judge",
+    "lif_form",
+    "reset_moments",
+    "sweep",
+]

@@ -1,0 +1,261 @@
+"""What `spiketrain convert` does: convert, judge on held-out data where there are any, write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+from spiketrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from spiketrain.convert.closed_form import closed_form, reset_moments
+from spiketrain.convert.judge import Judgement, judge
+from spiketrain.convert.lif_form import ConversionError
+from spiketrain.convert.source import sample_of, training_data
+from spiketrain.convert.sweep import SweepReport, sweep
+from spiketrain.convert.to_lif import Rest, convert_to_lif
+from spiketrain.data import DataMissingError, DataSet
+from spiketrain.manifest import Accuracy
+from spiketrain.neurons.lif import Reset
+
+HeldOut = Literal["test", "validation"]
+
+output = Console()
+messages = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The data of one command: unlabelled calibration samples, and held-out samples to judge on."""
+
+    data: DataSet
+    calibration: int
+    split: HeldOut
+    limit: int | None
+    batch_size: int
+
+    def calibration_inputs(self) -> Iterator[Tensor]:
+        chosen = sample_of(self.data.train, self.calibration)
+        return (x for x, _ in self.data.batches(chosen, self.batch_size))
+
+    def held_out(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.data.batches(
+            sample_of(self.data.split(self.split), self.limit), self.batch_size
+        )
+
+    @property
+    def calibrated_on(self) -> str:
+        return f"{self.data.name}, train, {min(self.calibration, len(self.data.train))} samples"
+
+    @property
+    def judged(self) -> int:
+        count = len(self.data.split(self.split))
+        return count if self.limit is None else min(self.limit, count)
+
+    @property
+    def judged_on(self) -> str:
+        return f"{self.data.name}, {self.split}, {self.judged} samples"
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint to convert.")],
+    to: Annotated[Literal["lif"], typer.Option(help="The neuron to convert to.")] = "lif",
+    reset: Annotated[
+        Reset,
+        typer.Option(
+            help="soft: a spike subtracts the value. hard: it sets the potential to the value."
+        ),
+    ] = "soft",
+    value: Annotated[
+        str | None,
+        typer.Option(
+            help="What a spike subtracts or leads to; auto: of each layer, in closed form from training data. "
+            "Soft without a value subtracts the threshold."
+        ),
+    ] = None,
+    rest: Annotated[
+        Rest,
+        typer.Option(
+            help="Hard reset: reset, the leak leads to the value too (SpikingJelly); zero, it leads to 0."
+        ),
+    ] = "zero",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Where to write; beside the parent, as NAME.safetensors."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The new model's name, PARENT-lif unless given.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the data sets, $SPIKETRAIN_DATA or ./data unless given."),
+    ] = None,
+    split: Annotated[HeldOut, typer.Option(help="Which held-out samples to judge on.")] = "test",
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Judge on so many of them only.")
+    ] = None,
+    calibration: Annotated[
+        int, typer.Option(min=1, help="Training samples that `auto` uses.")
+    ] = 512,
+    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    sweep_all: Annotated[
+        bool,
+        typer.Option(
+            "--sweep", help="Compare all ways to convert; writes a checkpoint only with -o."
+        ),
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to this file.")
+    ] = None,
+) -> None:
+    """Convert a checkpoint to plain LIF, and judge the result against it on held-out data."""
+    amount = _amount(value)
+    parent = load_checkpoint(checkpoint)
+    destination = _destination(checkpoint, parent, out, name)
+    needed = sweep_all or amount == "auto" or data is not None
+    source = _source(parent, data, needed)
+    chosen = None if source is None else Samples(source, calibration, split, samples, batch_size)
+    report: dict[str, Any] = {}
+    if sweep_all and chosen is not None:
+        swept = _sweep(parent, chosen)
+        output.print(swept.table())
+        report = json.loads(swept.to_json())
+    if not sweep_all or out is not None:
+        child = _convert(parent, reset, amount, rest, name, chosen)
+        child, judgement = _judged(parent, child, chosen)
+        manifest = save_checkpoint(destination, child.manifest, child.tensors)
+        output.print(f"{destination}: {manifest.name}", markup=False, soft_wrap=True)
+        if judgement is not None and chosen is not None:
+            _print_judgement(judgement, chosen)
+        report |= {
+            "output": str(destination),
+            "conversion": manifest.model_dump(mode="json")["conversion"],
+            "judgement": judgement.summary() if judgement else None,
+        }
+    if json_file is not None:
+        write_atomically(json_file, (json.dumps(report, indent=2) + "\n").encode())
+
+
+def _amount(value: str | None) -> float | Literal["auto"] | None:
+    if value is None or value == "auto":
+        return "auto" if value else None
+    try:
+        return float(value)
+    except ValueError:
+        raise ConversionError(f"--value {value!r}: a number, or auto") from None
+
+
+def _destination(source: Path, parent: Checkpoint, out: Path | None, name: str | None) -> Path:
+    destination = out or source.with_name(f"{name or f'{parent.manifest.name}-lif'}.safetensors")
+    if destination.exists() and destination.samefile(source):
+        raise ConversionError(f"{destination} is the parent itself: choose another place with -o")
+    if destination.is_dir():
+        raise ConversionError(f"{destination} is a folder: name the file to write with -o")
+    return destination
+
+
+def _source(parent: Checkpoint, root: Path | None, needed: bool) -> DataSet | None:
+    try:
+        return training_data(parent.manifest, root)
+    except (DataMissingError, ValueError) as error:
+        if needed:
+            raise
+        messages.print(f"not judged, and accuracy left out: {error}", markup=False, soft_wrap=True)
+        return None
+
+
+def _sweep(parent: Checkpoint, chosen: Samples) -> SweepReport:
+    with _progress(chosen.judged) as progress:
+        return sweep(
+            parent,
+            chosen.calibration_inputs(),
+            chosen.held_out(),
+            calibrated_on=chosen.calibrated_on,
+            judged_on=chosen.judged_on,
+            progress=progress,
+        )
+
+
+def _convert(
+    parent: Checkpoint,
+    reset: Reset,
+    amount: float | Literal["auto"] | None,
+    rest: Rest,
+    name: str | None,
+    chosen: Samples | None,
+) -> Checkpoint:
+    if amount != "auto" or chosen is None:
+        value = None if amount == "auto" else amount
+        return convert_to_lif(parent, reset=reset, value=value, rest=rest, name=name)
+    if reset == "hard" and rest == "reset":
+        raise ConversionError("--value auto is for a rest of 0: use --rest zero, or give a value")
+    # Values first from a conversion that is refused where none is possible, before any data are run.
+    convert_to_lif(parent, reset="soft")
+    values = closed_form(reset_moments(parent.network(), chosen.calibration_inputs()), reset)
+    child = convert_to_lif(parent, reset=reset, rest=rest, per_layer=values, name=name)
+    return _with_record(child, arguments={"calibrated_on": chosen.calibrated_on})
+
+
+def _judged(
+    parent: Checkpoint, child: Checkpoint, chosen: Samples | None
+) -> tuple[Checkpoint, Judgement | None]:
+    if chosen is None:
+        return child, None
+    with _progress(chosen.judged) as progress:
+        (judgement,) = judge(parent.network(), [child.network()], chosen.held_out(), progress)
+    before = parent.manifest.accuracy
+    accuracy = Accuracy(
+        dataset=chosen.data.name,
+        split=chosen.split,
+        samples=judgement.samples,
+        value=judgement.accuracy,
+        selected_on=before[0].selected_on if before else "",
+        by_timestep=judgement.accuracy_by_timestep,
+    )
+    child = _with_record(
+        child,
+        agreement=judgement.agreement,
+        spike_mismatch=judgement.spike_mismatch,
+        judged_on=chosen.judged_on,
+    )
+    profiles = {layer: rates.profile for layer, rates in judgement.rates.items()}
+    changes = {"accuracy": (accuracy,), "firing_rates": profiles}
+    return child._replace(manifest=child.manifest.model_copy(update=changes)), judgement
+
+
+def _with_record(
+    child: Checkpoint, arguments: dict[str, Any] | None = None, **changes: Any
+) -> Checkpoint:
+    record = child.manifest.conversion
+    if record is None:
+        raise ConversionError(f"{child.manifest.name} is not a conversion")
+    changes["arguments"] = record.arguments | (arguments or {})
+    manifest = child.manifest.model_copy(update={"conversion": record.model_copy(update=changes)})
+    return child._replace(manifest=manifest)
+
+
+def _print_judgement(judgement: Judgement, chosen: Samples) -> None:
+    output.print(
+        f"accuracy {100 * judgement.accuracy:.2f} % ({judgement.change:+.2f} points against the parent's "
+        f"{100 * judgement.parent_accuracy:.2f} %), agreement {100 * judgement.agreement:.2f} %, "
+        f"spike mismatch {100 * judgement.total_mismatch:.2f} %, on {chosen.judged_on}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    columns = (TextColumn("judging"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=messages, transient=True) as progress:
+        task = progress.add_task("judging", total=total)
+        yield lambda samples: progress.advance(task, samples)

@@ -1,0 +1,66 @@
+"""Data sets by name, read from their original files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from spiketrain.data.base import Augmentation, DataMissingError, DataSet, Split, SplitName
+from spiketrain.data.events import load_nmnist_small_set
+from spiketrain.data.idx import FASHION_CLASSES, MNIST_CLASSES, load_idx
+from spiketrain.manifest import EventInput
+
+DATA_SETS = ("fashion-mnist", "mnist", "nmnist-small")
+
+
+def data_root(root: Path | None = None) -> Path:
+    """Where data sets are looked for: `root`, else SPIKETRAIN_DATA, else ./data."""
+    return root or Path(os.environ.get("SPIKETRAIN_DATA", "data"))
+
+
+def load_dataset(
+    name: str,
+    root: Path | None = None,
+    *,
+    events: EventInput | None = None,
+    timesteps: int = 1,
+    validation_per_class: int | None = None,
+    seed: int = 0,
+) -> DataSet:
+    """A data set of `DATA_SETS` from the folder of its name under `root`.
+
+    `events` and `timesteps` say how recordings become frames; image sets ignore both. Raises ValueError for an
+    unknown name and DataMissingError, with the place and the source, where the files are not there.
+    """
+    base = data_root(root)
+    held_out = (
+        {} if validation_per_class is None else {"validation_per_class": validation_per_class}
+    )
+    match name:
+        case "fashion-mnist":
+            return load_idx(
+                name, base / name, FASHION_CLASSES, 0.2860, 0.3530, seed=seed, **held_out
+            )
+        case "mnist":
+            return load_idx(name, base / name, MNIST_CLASSES, 0.1307, 0.3081, seed=seed, **held_out)
+        case "nmnist-small":
+            if events is None:
+                raise ValueError(
+                    "nmnist-small: say how events become frames ([events] in the recipe)"
+                )
+            folder = base / "n-mnist-small"
+            return load_nmnist_small_set(folder, events, timesteps, seed=seed, **held_out)
+        case _:
+            raise ValueError(f"unknown data set {name!r}: known are {', '.join(DATA_SETS)}")
+
+
+__all__ = [
+    "DATA_SETS",
+    "Augmentation",
+    "DataMissingError",
+    "DataSet",
+    "Split",
+    "SplitName",
+    "data_root",
+    "load_dataset",
+]

@@ -1,0 +1,97 @@
+"""Accuracy and firing rates of a network over a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from spiketrain.manifest import Accuracy, RateProfile
+from spiketrain.networks import Network
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`accuracy_by_timestep` is that of the mean logits of the first t timesteps, t = 1..T.
+
+    `logits` [N, classes] is the mean over all timesteps; `rates` gives each layer's firing rate by sample [N], in
+    spikes per neuron per timestep, `rates_by_timestep` by timestep [T].
+    """
+
+    samples: int
+    accuracy: float
+    loss: float
+    accuracy_by_timestep: tuple[float, ...]
+    logits: Tensor
+    labels: Tensor
+    rates: dict[str, Tensor]
+    rates_by_timestep: dict[str, Tensor]
+
+    @property
+    def predictions(self) -> Tensor:
+        return self.logits.argmax(1)
+
+    def as_accuracy(self, dataset: str, split: str) -> Accuracy:
+        """What a manifest says of this, for a checkpoint that was selected on validation."""
+        return Accuracy(
+            dataset=dataset,
+            split=split,
+            samples=self.samples,
+            value=self.accuracy,
+            selected_on="validation",
+            by_timestep=self.accuracy_by_timestep,
+        )
+
+    def rate_profiles(self) -> dict[str, RateProfile]:
+        return {name: rate_profile(rates) for name, rates in self.rates.items()}
+
+
+def rate_profile(rates: Tensor) -> RateProfile:
+    """The profile of one layer from its firing rates by sample [N]."""
+    p1, p50, p99 = torch.quantile(
+        rates.double(), torch.tensor([0.01, 0.5, 0.99], dtype=torch.double)
+    ).tolist()
+    return RateProfile(mean=rates.double().mean().item(), p1=p1, p50=p50, p99=p99)
+
+
+@torch.no_grad()
+def evaluate(
+    network: Network, batches: Iterable[tuple[Tensor, Tensor]], timesteps: int | None = None
+) -> Evaluation:
+    """Run a network, in evaluation mode, over batches of inputs ([N, ...] or [T, N, ...]) and labels [N]."""
+    training = network.training
+    network.eval()
+    logits, labels, right = [], [], []
+    rates: dict[str, list[Tensor]] = {}
+    by_timestep: dict[str, list[Tensor]] = {}
+    for x, y in batches:
+        run = network(x, timesteps)
+        steps = torch.arange(1, len(run.logits) + 1, dtype=run.logits.dtype).view(-1, 1, 1)
+        prefixes = run.logits.cumsum(0) / steps
+        right.append((prefixes.argmax(2) == y).sum(1))
+        logits.append(prefixes[-1])
+        labels.append(y)
+        for name, spikes in run.spikes.items():
+            by_sample = spikes.flatten(2).mean(2)
+            rates.setdefault(name, []).append(by_sample.mean(0))
+            by_timestep.setdefault(name, []).append(by_sample.sum(1))
+    network.train(training)
+    if not labels:
+        raise ValueError("nothing to evaluate: no batches")
+    everything, truth = torch.cat(logits), torch.cat(labels)
+    accuracies = torch.stack(right).sum(0).double() / len(truth)
+    return Evaluation(
+        samples=len(truth),
+        accuracy=accuracies[-1].item(),
+        loss=functional.cross_entropy(everything, truth).item(),
+        accuracy_by_timestep=tuple(accuracies.tolist()),
+        logits=everything,
+        labels=truth,
+        rates={name: torch.cat(parts) for name, parts in rates.items()},
+        rates_by_timestep={
+            name: torch.stack(parts).sum(0) / len(truth) for name, parts in by_timestep.items()
+        },
+    )

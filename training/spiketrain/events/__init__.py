@@ -1,0 +1,19 @@
+"""Events of event cameras: columns, windows, frames, file formats, the wire, and an emulator."""
+
+from __future__ import annotations
+
+from spiketrain.events.formats import EventFormatError, read_recording, write_npz
+from spiketrain.events.frames import count_frame
+from spiketrain.events.types import Events
+from spiketrain.events.windows import Window, Windows, recording_frames
+
+__all__ = [
+    "EventFormatError",
+    "Events",
+    "Window",
+    "Windows",
+    "count_frame",
+    "read_recording",
+    "recording_frames",
+    "write_npz",
+]

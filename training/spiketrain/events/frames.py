@@ -1,0 +1,110 @@
+"""Events counted into frames [2, height, width]: channel 0 is OFF, channel 1 is ON.
+
+With (x, y) on the sensor of width W and height H, a frame's pixel is
+
+    sensor      (x, y)
+    flip-x      (W-1-x, y)
+    flip-y      (x, H-1-y)
+    transpose   (y, x)
+    rotate-90   (H-1-y, x)      a quarter turn clockwise, as one looks at the frame
+
+divided by the down-sampling factor. Counts are clipped, then scaled.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spiketrain.events.types import Events, Float32s, Int64s
+from spiketrain.manifest import EventInput
+
+
+class FrameGrid:
+    """Where an event lands in a flat frame: `origin + x * step_x + y * step_y`, plus a plane for its polarity.
+
+    Orientation is affine in x and y, and commutes with down-sampling because the factor divides the sensor;
+    so no table of pixels is needed. Raises ValueError if the sensor is not the shape times an integer.
+    """
+
+    def __init__(self, spec: EventInput) -> None:
+        self.spec = spec
+        self.sensor = spec.sensor
+        self.shape = spec.shape
+        self.factor = _factor(spec)
+        width, height = (side // self.factor for side in spec.sensor)
+        row = spec.shape[2]
+        steps = {
+            "sensor": (1, row, 0),
+            "flip-x": (-1, row, width - 1),
+            "flip-y": (1, -row, (height - 1) * row),
+            "transpose": (row, 1, 0),
+            "rotate-90": (row, -1, height - 1),
+        }
+        self._step_x, self._step_y, self._origin = steps[spec.orientation]
+        plane = spec.shape[1] * spec.shape[2]
+        self._step_p = plane
+        if spec.polarity == "on-is-0":
+            self._step_p, self._origin = -plane, self._origin + plane
+        self.cells = 2 * plane
+
+    def inside(self, events: Events) -> NDArray[np.bool_] | None:
+        """Which events lie on the sensor; None if all do, which is the cheap and common case."""
+        width, height = self.sensor
+        if not len(events) or (int(events.x.max()) < width and int(events.y.max()) < height):
+            return None
+        return (events.x < width) & (events.y < height)
+
+    def cells_of(self, events: Events) -> Int64s:
+        """The flat cell [N] of each event. The events must lie on the sensor: see `inside`."""
+        x, y = events.x, events.y
+        if self.factor > 1:
+            x, y = x // np.uint16(self.factor), y // np.uint16(self.factor)
+        cells = np.multiply(y, self._step_y, dtype=np.int64)
+        cells += x if self._step_x == 1 else np.multiply(x, self._step_x, dtype=np.int64)
+        cells += np.multiply(events.p, self._step_p, dtype=np.int64)
+        if self._origin:
+            cells += self._origin
+        return cells
+
+    def count(self, cells: Int64s) -> Int64s:
+        return np.bincount(cells, minlength=self.cells)
+
+    def frame(self, counts: Int64s) -> Float32s:
+        """Counts [cells] to a frame [2, height, width], clipped and scaled."""
+        if self.spec.clip is not None:
+            counts = np.minimum(counts, self.spec.clip)
+        frame = counts.astype(np.float32).reshape(self.shape)
+        if self.spec.scale != 1:
+            frame *= np.float32(self.spec.scale)
+        return frame
+
+
+def count_frame(events: Events, spec: EventInput) -> Float32s:
+    """All events in one frame, float32 [2, height, width]. Raises ValueError for an event outside the sensor."""
+    grid = FrameGrid(spec)
+    if (inside := grid.inside(events)) is not None:
+        first = int(np.argmin(inside))
+        raise ValueError(
+            f"event {first} at ({events.x[first]}, {events.y[first]}) is outside the sensor of "
+            f"{spec.sensor[0]}x{spec.sensor[1]} pixels; {np.count_nonzero(~inside)} such events must be dropped first"
+        )
+    return grid.frame(grid.count(grid.cells_of(events)))
+
+
+def _factor(spec: EventInput) -> int:
+    width, height = spec.sensor
+    if spec.orientation in ("transpose", "rotate-90"):
+        width, height = height, width
+    channels, rows, columns = spec.shape
+    if channels != 2:
+        raise ValueError(f"shape {spec.shape}: a frame of events has 2 channels, OFF and ON")
+    if min(width, height, rows, columns) < 1 or max(width, height) > 65536:
+        raise ValueError(f"sensor {spec.sensor}, shape {spec.shape}: sides are 1 to 65536 pixels")
+    factor = width // columns
+    if factor < 1 or (width, height) != (columns * factor, rows * factor):
+        raise ValueError(
+            f"a sensor of {spec.sensor[0]}x{spec.sensor[1]} pixels, oriented {spec.orientation!r}, is "
+            f"{width}x{height}; that is no whole multiple of the frame of {columns}x{rows} pixels"
+        )
+    return factor

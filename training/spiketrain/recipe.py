@@ -1,0 +1,131 @@
+"""A recipe: one TOML file that says all of a training run."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from spiketrain.data.augment import Transform
+from spiketrain.manifest import EventInput, NetworkSpec
+from spiketrain.neurons import AnyNeuronConfig
+
+
+class RecipeError(ValueError):
+    """The recipe is not there or not right. The message names the field and what it takes."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSection(_Section):
+    name: str
+    validation_per_class: int | None = Field(None, gt=0)
+    split_seed: int = 0
+    augment: tuple[Transform, ...] = ()
+
+
+class TrainingSection(_Section):
+    timesteps: int = Field(gt=0)
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(128, gt=0)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "one-cycle"] = "cosine"
+    loss: Literal["per-step", "mean"] = Field(
+        "per-step",
+        description="per-step: cross entropy of every timestep's logits; mean: of their mean over time",
+    )
+    regulariser: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="weight of the mean squared distance of every logit to 1 (the CLIF recipe uses 0.05)",
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    gradient_clip: float | None = Field(
+        None, gt=0, description="norm to which the gradient is clipped"
+    )
+    seed: int = 0
+
+
+class Recipe(_Section):
+    name: str
+    source: str = Field("", description="where the settings come from")
+    data: DataSection
+    events: EventInput | None = None
+    network: NetworkSpec
+    neuron: AnyNeuronConfig
+    training: TrainingSection
+
+    @model_validator(mode="after")
+    def _window_for_events(self) -> Recipe:
+        if self.data.name.startswith("nmnist") and self.events is None:
+            raise ValueError("an event data set needs an [events] section: sensor, shape, window")
+        return self
+
+
+def bundled_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("spiketrain") / "recipes"
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def load_recipe(name_or_path: str, settings: Iterable[str] = ()) -> Recipe:
+    """A bundled recipe by name, or one from a .toml file, with `key=value` settings (dotted keys) laid over it.
+
+    Raises RecipeError naming the field that is wrong.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise RecipeError(f"no recipe file {path}")
+        text = path.read_text()
+    elif name_or_path in bundled_recipes():
+        text = (resources.files("spiketrain") / "recipes" / f"{name_or_path}.toml").read_text()
+    else:
+        raise RecipeError(
+            f"no recipe {name_or_path!r}: a path to a .toml file, or one of {', '.join(bundled_recipes())}"
+        )
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{name_or_path}: not TOML: {error}") from error
+    for setting in settings:
+        _lay_over(content, setting)
+    return parse_recipe(content, name_or_path)
+
+
+def parse_recipe(content: dict[str, Any], source: str) -> Recipe:
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise RecipeError(f"{source}: " + "; ".join(lines)) from error
+
+
+def _lay_over(content: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {setting!r}: write key=value, for example training.epochs=2")
+    *path, last = key.split(".")
+    place = content
+    for part in path:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"--set {setting!r}: {part} is a value, not a section")
+    try:
+        place[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        place[last] = text
