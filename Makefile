@@ -5,8 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= fashion-clif
 
-# Where the data sets are: ./data, unless it is set in the environment or a shared folder lies beside the checkout.
-export SPIKETRAIN_DATA ?= $(firstword $(wildcard data ../shared/data) data)
+# Where the data sets are, unless it is set in the environment.
+export SPIKETRAIN_DATA ?= data
 
 # On Linux, PyPI's torch is the CUDA build (about 3 GB with its libraries); this index has the CPU build of the same
 # version. Where it cannot be reached, pip goes on with PyPI after half a minute at most. Who sets PIP_FIND_LINKS or

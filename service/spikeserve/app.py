@@ -63,23 +63,21 @@ class Server:
     async def start(self) -> None:
         """Opens both ports, then loads the models. Raises StartError for a port that cannot be had."""
         settings = self._settings
-        listener = _listen(settings.host, settings.http_port)
+        listeners = _listen(settings.host, settings.http_port)
         try:
             self._rpc = create_server(
                 settings, self.metrics, self.repository, self.classifier, self.streams, self.health
             )
             self.grpc_port = _bind_rpc(self._rpc, settings.host, settings.grpc_port)
         except BaseException:
-            listener.close()
+            _close(listeners)
             raise
-        self.http_port = listener.getsockname()[1]
+        self.http_port = listeners[0].getsockname()[1]
         await self._rpc.start()
-        self._running = asyncio.create_task(self._http.serve([listener]))
+        self._running = asyncio.create_task(self._http.serve(listeners))
+        where = _in_url(settings.host)
         logger.info(
-            "http://%s:%d and gRPC on port %d are open",
-            settings.host,
-            self.http_port,
-            self.grpc_port,
+            "http://%s:%d and gRPC on port %d are open", where, self.http_port, self.grpc_port
         )
         await asyncio.to_thread(self.repository.load)
 
@@ -180,6 +178,7 @@ def _http_config(settings: Settings, app: object) -> uvicorn.Config:
         lifespan="off",
         ws="none",
         log_config=None,
+        log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
@@ -188,22 +187,38 @@ def _http_config(settings: Settings, app: object) -> uvicorn.Config:
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """One listener for each address that `host` stands for, all on one port."""
+    listeners: list[socket.socket] = []
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, address = found[0][0], found[0][4]
-        return socket.create_server((str(address[0]), port), family=family)
+        for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            listener = socket.create_server(
+                (str(address[0]), port),
+                family=family,
+                dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
+            )
+            listeners.append(listener)
+            port = listener.getsockname()[1]
     except OSError as error:
+        _close(listeners)
         raise _cannot_listen(host, port, "http", error) from error
+    return listeners
+
+
+def _close(listeners: list[socket.socket]) -> None:
+    for listener in listeners:
+        listener.close()
 
 
 def _bind_rpc(server: grpc.aio.Server, host: str, port: int) -> int:
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound = server.add_insecure_port(address)
+        return server.add_insecure_port(f"{_in_url(host)}:{port}")
     except RuntimeError as error:
         raise _cannot_listen(host, port, "grpc", error) from error
-    return bound
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _cannot_listen(host: str, port: int, which: str, error: Exception) -> StartError:

@@ -185,6 +185,10 @@ def stream_command(
 ) -> None:
     """Send events to a server and show what it sees in them, window by window."""
     factor = parse_speed(speed)
+    if "://" in server:
+        raise typer.BadParameter(
+            f"{server!r}: events go to HOST:PORT, the gRPC interface, such as {DEFAULT_TARGET}"
+        )
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     display: Display = JsonLines() if as_json else LiveTable() if Console().is_terminal else Lines()
     try:

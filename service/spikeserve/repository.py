@@ -54,7 +54,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that answers. `neurons` is by layer how many there are, `macs` the operations of encoding one input."""
+    """A model that answers. `neurons` is by layer how many spike, `macs` the operations of encoding one input."""
 
     name: str
     version: str
@@ -215,7 +215,8 @@ class Repository:
             stall_seconds=self._settings.stall_seconds,
         )
         engine.start()
-        neurons = {layer: math.prod(shape) for layer, shape in network.neuron_shapes().items()}
+        shapes = network.neuron_shapes()
+        neurons = {layer: math.prod(shapes[layer]) for layer in engine.layers}
         return LoadedModel(
             name, file.version, file.path, manifest, engine, metrics, neurons, encoder_macs(network)
         )

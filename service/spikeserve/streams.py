@@ -184,6 +184,11 @@ class Stream:
         """Free what the stream holds. May be called again."""
         self.end(None)
 
+    @property
+    def drops(self) -> tuple[int, int, int]:
+        """Late events, events outside of the sensor, and windows skipped, from the stream's beginning."""
+        return self._windows.late, self._windows.outside, self._windows.skipped
+
     async def wait_closed(self) -> ServiceError | None:
         """Returns when the stream is closed: None where the caller closed it, else why it was."""
         return await asyncio.shield(self._closed)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,24 @@ WINDOW_US = 10_000
 ServerFactory = Callable[..., AbstractAsyncContextManager[Server]]
 
 
+def settings_for(models: Path) -> dict[str, Any]:
+    return {
+        "models": models,
+        "http_port": 0,
+        "grpc_port": 0,
+        "slots": 4,
+        "torch_threads": 1,
+        "drain_seconds": 0.5,
+    }
+
+
 def write_model(path: Path, name: str, spec: Input, timesteps: int = 4, seed: int = 0) -> None:
     torch.manual_seed(seed)
     arguments: dict[str, Any] = {"channels": [4, 8], "input_shape": list(spec.shape)}
     network = build_network("small-conv", arguments, CLIFConfig(), timesteps)
+    with torch.no_grad():
+        for stage in network.stages:
+            stage.bn.weight.fill_(5.0)  # so that all layers fire, and the input decides the answer
     manifest = Manifest(
         name=name,
         network=NetworkSpec(name="small-conv", arguments=arguments),
@@ -57,14 +73,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_settings(model_folder: Path) -> Callable[..., Settings]:
     def make(**changes: Any) -> Settings:
-        given = {
-            "models": model_folder,
-            "http_port": 0,
-            "grpc_port": 0,
-            "slots": 4,
-            "torch_threads": 1,
-        }
-        return load_settings(**given | changes)
+        return load_settings(**settings_for(model_folder) | changes)
 
     return make
 
@@ -75,7 +84,7 @@ def running(make_settings: Callable[..., Settings]) -> ServerFactory:
 
     @asynccontextmanager
     async def run(**changes: Any) -> AsyncIterator[Server]:
-        server = Server(make_settings(**{"drain_seconds": 0.5} | changes))
+        server = Server(make_settings(**changes))
         try:
             await server.start()
             yield server
@@ -83,6 +92,27 @@ def running(make_settings: Callable[..., Settings]) -> ServerFactory:
             await server.stop()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def threaded_server(model_folder: Path) -> Iterator[Server]:
+    """One for all tests of a module, on an event loop in a thread, since plain clients block."""
+    settings = load_settings(**settings_for(model_folder))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def start() -> Server:
+        server = Server(settings)
+        await server.start()
+        return server
+
+    server = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
+    yield server
+    asyncio.run_coroutine_threadsafe(server.stop(), loop).result(60)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 @pytest.fixture

@@ -14,14 +14,14 @@ from spiketrain.checkpoint import (
     Checkpoint,
     CheckpointError,
     load_checkpoint,
+    model_digest,
     parse_checkpoint,
     save_checkpoint,
-    tensor_digest,
     write_atomically,
 )
 from spiketrain.manifest import Accuracy, ImageInput, Manifest, NetworkSpec, RateProfile
 from spiketrain.networks import build_network
-from spiketrain.neurons import CLIFConfig, PLIFConfig
+from spiketrain.neurons import CLIFConfig, LIFConfig, PLIFConfig
 from torch import Tensor
 
 SPEC = NetworkSpec(
@@ -77,7 +77,7 @@ def resealed(path: Path, manifest: str) -> bytes:
 def test_what_is_saved_is_loaded(path: Path):
     loaded = load_checkpoint(path)
     tensors = tensors_of()
-    assert loaded.manifest == manifest_of(digest=tensor_digest(tensors))
+    assert loaded.manifest == manifest_of(digest=model_digest(manifest_of(), tensors))
     assert loaded.tensors.keys() == tensors.keys()
     assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in tensors.items())
     network = loaded.network()
@@ -293,7 +293,7 @@ def test_a_write_that_fails_leaves_the_old_file(path: Path, monkeypatch: pytest.
 def test_the_digest_tells_names_types_shapes_and_values_apart():
     base = {"a": torch.zeros(4), "b": torch.ones(2)}
     digests = {
-        tensor_digest(tensors)
+        model_digest(manifest_of(), tensors)
         for tensors in (
             base,
             {"a": torch.zeros(4), "c": torch.ones(2)},
@@ -303,4 +303,14 @@ def test_the_digest_tells_names_types_shapes_and_values_apart():
         )
     }
     assert len(digests) == 5
-    assert tensor_digest(dict(reversed(base.items()))) in digests
+    assert model_digest(manifest_of(), dict(reversed(base.items()))) in digests
+
+
+def test_the_digest_follows_what_decides_an_answer_and_nothing_else():
+    tensors, manifest = tensors_of(), manifest_of()
+    digest = model_digest(manifest, tensors)
+    for changes in ({"timesteps": 9}, {"neuron": LIFConfig()}, {"readout": "sum"}):
+        assert model_digest(manifest.model_copy(update=changes), tensors) != digest
+    accuracy = Accuracy(dataset="d", split="test", samples=1, value=1.0, selected_on="validation")
+    for changes in ({"name": "other"}, {"accuracy": (accuracy,)}):
+        assert model_digest(manifest.model_copy(update=changes), tensors) == digest

@@ -77,20 +77,32 @@ class Checkpoint(NamedTuple):
         return network.eval()
 
 
-def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over the tensors in the order of their names: name, type, shape, bytes."""
+# What a model computes; the rest of a manifest is said about it.
+_COMPUTES = {"network", "neuron", "layers", "timesteps", "input", "classes", "readout"}
+
+
+def model_digest(manifest: Manifest, tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of all that decides a model's answers.
+
+    That is, in the order of their names, each tensor's name, type, shape and bytes, and the manifest's network,
+    neuron, timesteps, input, classes, readout and decision, if it has one. So a network and its conversion differ, and a checkpoint whose
+    accuracy was measured again does not.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    computes = _COMPUTES if manifest.decision is None else _COMPUTES | {"decision"}
+    said = manifest.model_dump(mode="json", include=computes)
+    digest.update(json.dumps(said, sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def save_checkpoint(path: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> Manifest:
     """Write the file, whole or not at all; returns the manifest with the digest filled in."""
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    manifest = manifest.model_copy(update={"digest": tensor_digest(kept)})
+    manifest = manifest.model_copy(update={"digest": model_digest(manifest, kept)})
     metadata = {"manifest": manifest.model_dump_json(), "seal": _UNSEALED}
     data = bytearray(safetensors.torch.save(kept, metadata))
     at = _seal_position(data)
@@ -142,9 +154,9 @@ def parse_checkpoint(data: bytes, source: str) -> Checkpoint:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{source}: tensors: {error}") from error
-    if tensor_digest(tensors) != manifest.digest:
+    if model_digest(manifest, tensors) != manifest.digest:
         raise CheckpointError(
-            f"{source}: digest: the tensors are not those the manifest was written for"
+            f"{source}: digest: the manifest was not written for these tensors"
         )
     return Checkpoint(manifest, tensors)
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketrain.networks import Network, SharedDropout
+from spiketrain.networks.graph import Scale
 from spiketrain.neurons import NeuronLayer
 
 MAC_JOULES = 4.6e-12
@@ -35,6 +36,7 @@ _WEIGHTED = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
     nn.Linear,
+    Scale,
 )
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _AVERAGES = (nn.AvgPool2d, nn.AvgPool3d)
@@ -143,8 +145,12 @@ class _Reached:
 
     def __call__(self, layer: NeuronLayer, current: Tensor) -> Tensor:
         self.count(current)
+        if not layer.config.spiking:  # analog values: what is behind them multiplies
+            return torch.ones_like(current)
         leaf = torch.ones_like(current).requires_grad_()
         self.leaves[self.network.name_of(layer)] = leaf
+        if "feedback_weight" in dict(layer.named_parameters()):  # each spike reaches the whole layer
+            self.count(leaf * layer.channels)
         return leaf
 
     def at_weights(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:

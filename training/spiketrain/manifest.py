@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from spiketrain.neurons import AnyNeuronConfig
+from spiketrain.stream_rules import MAX_FILTERS, DecisionRule, FilterRule, size_after
 
 FORMAT_VERSION: Literal[1] = 1
 
@@ -76,17 +84,43 @@ class EventInput(_Model):
     """Events of a DVS, counted into frames [2, height, width]: channel 0 is OFF (polarity 0), channel 1 ON."""
 
     kind: Literal["events"] = "events"
-    sensor: tuple[int, int] = Field(description="width, height of the sensor in pixels")
+    sensor: tuple[int, int] = Field(description="width, height of the camera's sensor in pixels")
     shape: tuple[int, int, int] = Field(description="2, height, width of one frame")
     window: Window
     orientation: Literal["sensor", "flip-x", "flip-y", "transpose", "rotate-90"] = Field(
-        "sensor", description="how frames lie against raw sensor coordinates (x right, y down)"
+        "sensor",
+        description="how frames lie against raw sensor coordinates (x right, y down); rotate-90 is clockwise",
     )
     polarity: Literal["on-is-1", "on-is-0"] = Field(
         "on-is-1", description="which bit value means brighter in the events it was trained with"
     )
-    clip: int | None = Field(None, gt=0, description="counts above this are cut to it; 1 is a binary frame")
+    clip: int | None = Field(
+        None, gt=0, description="counts above this are cut to it; 1 is a binary frame"
+    )
     scale: float = Field(1.0, gt=0, description="counts are multiplied by this after clipping")
+    filters: tuple[FilterRule, ...] = Field(
+        (),
+        max_length=MAX_FILTERS,
+        description="what is done to the events, in this order, before they are counted",
+    )
+
+    @model_validator(mode="after")
+    def _filters_fit_the_sensor(self) -> EventInput:
+        size_after(self.filters, self.sensor)
+        return self
+
+    @property
+    def filtered_sensor(self) -> tuple[int, int]:
+        """The sensor that is left after the filters, which frames are made of."""
+        return size_after(self.filters, self.sensor)
+
+    @model_serializer(mode="wrap")
+    def _without_no_filters(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The digest of a checkpoint is that of its input as it is written; those without filters keep theirs.
+        content: dict[str, Any] = handler(self)
+        if not self.filters:
+            content.pop("filters", None)
+        return content
 
 
 Input = Annotated[ImageInput | EventInput, Field(discriminator="kind")]
@@ -127,9 +161,12 @@ class ConversionRecord(_Model):
     parent_name: str
     method: str
     arguments: dict[str, Any] = {}
-    agreement: float | None = Field(None, description="share of samples classified as the parent does")
+    agreement: float | None = Field(
+        None, description="share of samples classified as the parent does"
+    )
     spike_mismatch: dict[str, float] = Field(
-        {}, description="by layer, share of spikes that differ from the parent's, of the parent's spikes"
+        {},
+        description="by layer, share of spikes that differ from the parent's, of the parent's spikes",
     )
     judged_on: str = ""
 
@@ -139,7 +176,9 @@ class Manifest(_Model):
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")
     network: NetworkSpec
     neuron: AnyNeuronConfig
-    layers: dict[str, AnyNeuronConfig] = Field({}, description="layers whose neuron differs from `neuron`")
+    layers: dict[str, AnyNeuronConfig] = Field(
+        {}, description="layers whose neuron differs from `neuron`"
+    )
     timesteps: int = Field(gt=0)
     input: Input
     classes: tuple[str, ...] = Field(min_length=2)
@@ -148,8 +187,13 @@ class Manifest(_Model):
         description="how the logits of the timesteps become one: mean or sum of logits; rate: logits are those of "
         "the last timestep's running average; vote: each timestep votes for its first class",
     )
+    decision: DecisionRule | None = Field(
+        None, description="how the answers of a stream's windows become one decision, or none"
+    )
     accuracy: tuple[Accuracy, ...] = ()
     training: TrainingRecord | None = None
     firing_rates: dict[str, RateProfile] = {}
     conversion: ConversionRecord | None = None
-    digest: str = Field("", description="sha256 of the tensors: names, types, shapes and bytes")
+    digest: str = Field(
+        "", description="sha256 of the tensors and of all above that decides an answer"
+    )

@@ -8,15 +8,27 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from spiketrain.data.augment import Transform
+from spiketrain.data.recordings import RecordingFolder
 from spiketrain.manifest import EventInput, NetworkSpec
 from spiketrain.neurons import AnyNeuronConfig
 
 
 class RecipeError(ValueError):
     """The recipe is not there or not right. The message names the field and what it takes."""
+
+
+_OF_RECORDINGS = ("folder", "labels", "validation_share", "test_share")
 
 
 class _Section(BaseModel):
@@ -28,6 +40,38 @@ class DataSection(_Section):
     validation_per_class: int | None = Field(None, gt=0)
     split_seed: int = 0
     augment: tuple[Transform, ...] = ()
+    folder: str | None = Field(
+        None, description="of one's own recordings, under the folder of the data sets or absolute"
+    )
+    labels: str | None = Field(
+        None, description="CSV file in `folder` with the recordings' labels; sub-folders without it"
+    )
+    validation_share: float | None = Field(None, gt=0, lt=1)
+    test_share: float | None = Field(None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _a_folder_for_recordings(self) -> DataSection:
+        given = [name for name in _OF_RECORDINGS if getattr(self, name) is not None]
+        if self.name == "recordings" and self.folder is None:
+            raise ValueError("recordings: set data.folder to the folder where they lie")
+        if self.name != "recordings" and given:
+            raise ValueError(f"{given[0]} is for data.name 'recordings', not {self.name!r}")
+        return self
+
+    @property
+    def recordings(self) -> RecordingFolder | None:
+        if self.folder is None:
+            return None
+        given = {name: getattr(self, name) for name in _OF_RECORDINGS}
+        return RecordingFolder(
+            **{name: value for name, value in given.items() if value is not None}
+        )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A stopped run goes on only with a recipe that is written as it was before these fields were there.
+        content: dict[str, Any] = handler(self)
+        return {k: v for k, v in content.items() if v is not None or k not in _OF_RECORDINGS}
 
 
 class TrainingSection(_Section):
@@ -67,7 +111,7 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _window_for_events(self) -> Recipe:
-        if self.data.name.startswith("nmnist") and self.events is None:
+        if self.data.name.startswith(("nmnist", "recordings")) and self.events is None:
             raise ValueError("an event data set needs an [events] section: sensor, shape, window")
         return self
 

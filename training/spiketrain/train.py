@@ -68,6 +68,7 @@ class Run:
             timesteps=training.timesteps,
             validation_per_class=recipe.data.validation_per_class,
             seed=recipe.data.split_seed,
+            recordings=recipe.data.recordings,
         )
         self.network = build_network(
             recipe.network.name, recipe.network.arguments, recipe.neuron, training.timesteps
@@ -78,6 +79,11 @@ class Run:
             raise TrainingError(
                 f"network.arguments.input_shape is {self.network.input_shape}, "
                 f"{self.data.name} has {self.data.input.shape}"
+            )
+        if self.network.classes != len(self.data.classes):
+            raise TrainingError(
+                f"network.arguments.classes is {self.network.classes}, "
+                f"{self.data.name} has {len(self.data.classes)}: {', '.join(self.data.classes[:20])}"
             )
         self.steps = len(self.data.train) // training.batch_size
         if self.steps == 0:

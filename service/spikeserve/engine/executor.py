@@ -53,7 +53,7 @@ class Executor(Protocol):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the layers of neurons."""
+        """Names of the layers whose spikes are counted: those of neurons that spike."""
 
     def admit(self, slot: int, sample: Sample) -> None:
         """Put a sample into a slot, before its first timestep. Nothing of an earlier sample stays."""

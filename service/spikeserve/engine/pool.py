@@ -8,8 +8,6 @@ then the one whose next window came last. So more streams can be open than there
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
-from itertools import chain
 
 from spikeserve.engine.executor import Executor, Sample
 from spikeserve.engine.jobs import ImageJob, Job, Resident, WindowJob
@@ -47,16 +45,26 @@ class Pool:
             del self._idle[stream]
             self._busy[stream] = None
 
-    def remove_stream(self, stream: Resident) -> None:
-        """Free the slot of a stream that is closed. Its place in the queue is left to be skipped."""
-        if stream.slot is not None:
+    def close_stream(self, stream: Resident) -> list[WindowJob]:
+        """Free the slot, and return the windows not computed yet. Its place in the queue is left to be skipped."""
+        if not stream.closed and stream.slot is not None:
             self._free.append(stream.slot)
         self._busy.pop(stream, None)
         self._idle.pop(stream, None)
+        left = list(stream.pending)
+        stream.pending.clear()
         stream.slot = stream.saved = None
+        stream.closed = True
+        return left
 
-    def residents(self) -> Iterator[Resident]:
-        return chain(self._busy, self._idle)
+    def abandon(self) -> list[Resident]:
+        """Forget all streams, as the executor is lost; returns those whose state was in it."""
+        lost = [*self._busy, *self._idle]
+        queued = [entry for _, entry in self._waiting if isinstance(entry, Resident)]
+        for stream in lost + queued:
+            stream.slot, stream.queued = None, False
+            stream.pending.clear()
+        return lost
 
     def drop_over(self, now: float) -> list[Job]:
         """Take out the jobs whose client has left or whose deadline has passed."""

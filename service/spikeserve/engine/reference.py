@@ -40,12 +40,18 @@ class ReferenceExecutor:
             raise ValueError(f"slots is {slots}: it must be at least 1")
         self._network = _with_linear_row_by_row(network)
         modules, shapes = self._network.neuron_layers(), self._network.neuron_shapes()
-        if missing := shapes.keys() - fan_out.keys():
+        self._layers = tuple(name for name in shapes if modules[name].config.spiking)
+        if not self._layers:
+            raise ValueError("the network has no layer of neurons that spike")
+        if missing := set(self._layers) - fan_out.keys():
             raise ValueError(f"fan_out lacks the layer {min(missing)!r}")
-        self._layers = tuple(shapes)
-        self._fan_out = {name: fan_out[name].double().expand(shapes[name]).flatten() for name in shapes}
+        self._fan_out = {
+            name: fan_out[name].double().expand(shapes[name]).flatten() for name in self._layers
+        }
         self._neurons = {modules[name]: (name, modules[name].neuron()) for name in shapes}
         self._weights = weights
+        # A step never changes a state in place, so every sample can start from the same tensors.
+        self._fresh = self._network.initial_state(1)
         self._states: list[_SlotState] = [{} for _ in range(slots)]
         self._constants: list[Tensor | None] = [None] * slots
 
@@ -59,7 +65,7 @@ class ReferenceExecutor:
 
     @torch.inference_mode()
     def admit(self, slot: int, sample: Sample) -> None:
-        self._states[slot] = self._network.initial_state(1)
+        self._states[slot] = dict(self._fresh)
         self._constants[slot] = (
             None if sample.constant is None else self._network.encode(sample.constant.unsqueeze(0))
         )
@@ -106,7 +112,7 @@ class ReferenceExecutor:
         tensors = unpack_state(state, self._weights)
         constant = tensors.pop(_CONSTANT, None)
         loaded = {}
-        for layer, fresh in self._network.initial_state(1).items():
+        for layer, fresh in self._fresh.items():
             parts = [tensors.pop(f"{layer}/{i}", None) for i in range(len(fresh))]
             for part, like in zip(parts, fresh, strict=True):
                 if part is None or part.shape != like.shape or part.dtype != like.dtype:

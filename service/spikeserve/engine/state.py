@@ -26,7 +26,7 @@ _DATA = _SEAL + 32
 
 def pack_state(tensors: Mapping[str, Tensor], weights: str) -> bytes:
     """`weights` names the weights that the state belongs to, such as a checkpoint's digest."""
-    data = safetensors.torch.save(dict(tensors))
+    data = safetensors.torch.save({name: each.contiguous() for name, each in tensors.items()})
     return b"".join((_MAGIC, bytes([VERSION]), _sha256(weights.encode()), _sha256(data), data))
 
 

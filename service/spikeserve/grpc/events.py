@@ -112,6 +112,7 @@ class _Conversation:
                 break
             await self._answer(await self._take(checked))
         await self._answer(await self._stream.finish())
+        self._totals.drops.CopyFrom(self._drops(*self._stream.drops))
         await self._write(pb.EventAnswer(ended=self._totals))
 
     async def close(self) -> None:
@@ -146,15 +147,15 @@ class _Conversation:
         for answer in answers:
             self._totals.windows += 1
             self._totals.events += answer.events
-            self._totals.drops.CopyFrom(self._drops(answer))
-            window = convert.window_answer(answer, self._totals.drops, self._packets.last)
+            drops = self._drops(answer.late, answer.outside, answer.skipped)
+            window = convert.window_answer(answer, drops, self._packets.last)
             await self._write(pb.EventAnswer(window=window))
 
-    def _drops(self, answer: WindowAnswer) -> pb.Drops:
+    def _drops(self, late: int, outside: int, skipped: int) -> pb.Drops:
         return pb.Drops(
-            late_events=answer.late,
-            outside_events=answer.outside,
-            skipped_windows=answer.skipped,
+            late_events=late,
+            outside_events=outside,
+            skipped_windows=skipped,
             lost_packets=self._packets.lost,
             repeated_packets=self._packets.repeated,
         )

@@ -58,7 +58,7 @@ class RequestMiddleware:
         route = getattr(scope.get("route"), "path", UNMATCHED)
         model, version = state.get("model"), state.get("version")
         self._metrics.request(route, str(status), model, version)
-        if route in _PROBES and status < 500:
+        if route in _PROBES and status in (200, 503):
             return
         logs.request_line(
             route=route,

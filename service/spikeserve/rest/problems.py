@@ -73,7 +73,9 @@ def describe(error: RequestValidationError | ValidationError) -> str:
     """Fields and what is wrong with them, without the values: those may be long, or not for the log."""
     parts = []
     for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"] if part not in ("query", "body"))
+        place = ".".join(
+            str(part) for part in item["loc"] if part not in ("query", "body", "header")
+        )
         if item["type"] == "extra_forbidden":
             parts.append(f"{place}: there is no such option")
         else:

@@ -1,12 +1,11 @@
 """The reference executor against the network run alone, all timesteps at once."""
 
-import torch
 import pytest
+import torch
+from spikeserve.engine import Frames, ReferenceExecutor, Sample, StateError
 from spiketrain.energy import fan_out, synaptic_operations
 from spiketrain.networks import build_network
 from spiketrain.neurons import CLIFConfig, GLIFConfig, ILIFConfig, LIFConfig, PLIFConfig
-
-from spikeserve.engine import Frames, ReferenceExecutor, Sample, StateError
 
 SMALL = ("small-conv", {"input_shape": (2, 13, 11), "channels": [4, 6], "hidden": 7, "classes": 5})
 NEURONS = [CLIFConfig(), ILIFConfig(), LIFConfig(), PLIFConfig(), GLIFConfig()]
@@ -188,7 +187,7 @@ def saved_state():
 
 def test_any_changed_byte_of_a_state_is_noticed():
     executor, state = saved_state()
-    for at in [*range(0, 90), *range(90, len(state), 97), len(state) - 1]:
+    for at in [*range(90), *range(90, len(state), 97), len(state) - 1]:
         damaged = bytearray(state)
         damaged[at] ^= 0x10
         with pytest.raises(StateError):

@@ -13,9 +13,8 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 import torch
-
 from spikeserve.engine import Sample, Scheduler, StepResult
-from spikeserve.engine.scheduler import MAX_PENDING_WINDOWS
+from spikeserve.engine.inbox import MAX_PENDING_WINDOWS
 from spikeserve.errors import ErrorKind, ServiceError
 
 LONG = 30  # seconds within which everything here is done many times over
@@ -53,8 +52,12 @@ class Adder:
                 inputs[row] = value
         for slot, value in zip(slots, inputs, strict=True):
             self.sums[slot] += float(value)
-        logits = torch.tensor([[self.sums[s], float(v)] for s, v in zip(slots, inputs, strict=True)])
-        return StepResult(logits, torch.ones(len(slots), 2).double(), torch.full((len(slots),), 3.0))
+        logits = torch.tensor(
+            [[self.sums[s], float(v)] for s, v in zip(slots, inputs, strict=True)]
+        )
+        return StepResult(
+            logits, torch.ones(len(slots), 2).double(), torch.full((len(slots),), 3.0)
+        )
 
     def save(self, slot):
         state, self.sums[slot] = struct.pack("<d", self.sums[slot]), float("nan")
@@ -300,7 +303,9 @@ class Observer:
         self.restarts += 1
 
 
-@pytest.mark.parametrize("crash", [RuntimeError("burnt"), SystemExit(1)], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "crash", [RuntimeError("burnt"), SystemExit(1)], ids=lambda e: type(e).__name__
+)
 def test_a_crash_fails_everything_accepted_and_a_fresh_executor_goes_on(make, caplog, crash):
     observer = Observer()
     scheduler = make(slots=2, observer=observer)
@@ -329,6 +334,24 @@ def test_a_crash_fails_everything_accepted_and_a_fresh_executor_goes_on(make, ca
     assert error.value.kind is ErrorKind.INTERNAL
     # A stream that had nothing in the executor lost nothing.
     assert resting.submit(value(4)).result(LONG).logits.tolist() == [[4, 4]]
+
+
+def test_a_stream_lost_in_a_crash_gives_no_slot_back(make):
+    scheduler = make(slots=2)
+    streams = [scheduler.open_stream() for _ in range(2)]
+    for stream in streams:
+        stream.submit(value(1)).result(LONG)
+    scheduler.executors[0].crash = RuntimeError("burnt")
+    with pytest.raises(ServiceError):
+        streams[0].submit(value(1)).result(LONG)
+    wait_until(lambda: scheduler.healthy)
+    executor = hold(scheduler)
+    futures = [scheduler.submit(value(x), 1) for x in range(6)]
+    for stream in streams:
+        stream.close()
+    executor.go.set()
+    assert [f.result(LONG).logits[0, 0] for f in futures] == list(range(6))
+    assert all(sorted(batch) == [0, 1] or len(batch) == 1 for batch in executor.batches)
 
 
 def test_a_stream_moved_out_survives_a_crash(make):
@@ -424,7 +447,7 @@ def test_stopping_answers_everything(make):
     assert executor.stepping.wait(LONG)
     stopper = threading.Thread(target=scheduler.stop)
     stopper.start()
-    wait_until(lambda: scheduler._stopping)
+    wait_until(lambda: scheduler._inbox.stopping)
     executor.go.set()
     stopper.join(LONG)
     for future in futures:
@@ -441,7 +464,7 @@ def test_an_idle_scheduler_does_nothing(make):
     scheduler.submit(value(1), 1).result(LONG)
     thread = next(t for t in threading.enumerate() if t.name == "engine m")
     waits = []
-    condition = scheduler._condition
+    condition = scheduler._inbox._condition
     wait = condition.wait
     condition.wait = lambda timeout=None: waits.append(timeout) or wait(timeout)
     scheduler.submit(value(1), 1).result(LONG)
@@ -464,7 +487,9 @@ def test_the_observer_is_told_of_every_step(make):
 def test_an_executor_with_the_wrong_number_of_rows_is_a_crash(make):
     scheduler = make()
     executor = scheduler.executors[0]
-    executor.step = lambda slots, frames: StepResult(torch.zeros(5, 2), torch.zeros(5, 2), torch.zeros(5))
+    executor.step = lambda slots, frames: StepResult(
+        torch.zeros(5, 2), torch.zeros(5, 2), torch.zeros(5)
+    )
     with pytest.raises(ServiceError) as error:
         scheduler.submit(value(1), 1).result(LONG)
     assert error.value.kind is ErrorKind.INTERNAL

@@ -6,14 +6,13 @@ number. So the logits say exactly which inputs a sample has had, and a foreign o
 
 import struct
 import threading
+import time
 from concurrent.futures import CancelledError
 
-import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
-
 from spikeserve.engine import Sample, Scheduler, StepResult
 from spikeserve.errors import ErrorKind, ServiceError
 
@@ -57,7 +56,9 @@ class Recorder:
         rows = [[self.sums[slot], float(inputs[slot])] for slot in slots]
         count = len(slots)
         return StepResult(
-            torch.tensor(rows, dtype=torch.float64), torch.ones(count, 1).double(), torch.ones(count)
+            torch.tensor(rows, dtype=torch.float64),
+            torch.ones(count, 1).double(),
+            torch.ones(count),
         )
 
     def save(self, slot):
@@ -159,7 +160,9 @@ class Machine(RuleBasedStateMachine):
         assert 0 <= self.scheduler.waiting <= self.max_queue
 
     def wait(self):
-        for future in [f for f, _, _ in self.accepted] + [f for w in self.windows.values() for _, f in w]:
+        for future in [f for f, _, _ in self.accepted] + [
+            f for w in self.windows.values() for _, f in w
+        ]:
             try:
                 future.exception(LONG)
             except CancelledError:
@@ -169,16 +172,25 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         self.gate.set()
-        self.wait()
+        try:
+            self.wait()
+            self.check()
+        finally:
+            self.scheduler.stop()
+        assert not self.scheduler._inbox._unanswered
+        assert not [t for t in threading.enumerate() if t.name == "engine p"]
+
+    def check(self):
         assert self.faults == []
         for future, x, timesteps in self.accepted:
             self.check_picture(future, x, timesteps)
         for windows in self.windows.values():
             self.check_stream(windows)
-        assert self.scheduler.waiting == 0
-        self.scheduler.stop()
-        assert not self.scheduler._unanswered
-        assert not [t for t in threading.enumerate() if t.name == "engine p"]
+        assert self.scheduler.drain(LONG)
+        end = time.monotonic() + LONG
+        while self.scheduler.waiting or self.scheduler.slots_in_use > len(self.windows):
+            assert time.monotonic() < end, "pictures that are answered still take up places"
+            time.sleep(0.001)
 
     def steps_of(self, x):
         return sum(executor.steps.get(x, 0) for executor in self.executors)
@@ -209,12 +221,8 @@ class Machine(RuleBasedStateMachine):
 
 TestScheduler = Machine.TestCase
 TestScheduler.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100,
+    stateful_step_count=50,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
-
-
-@pytest.mark.slow
-class TestSchedulerLonger(Machine.TestCase):
-    settings = settings(
-        max_examples=400, stateful_step_count=80, deadline=None, suppress_health_check=list(HealthCheck)
-    )

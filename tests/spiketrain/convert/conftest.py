@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from spiketrain.checkpoint import Checkpoint, tensor_digest
+from spiketrain.checkpoint import Checkpoint, model_digest
 from spiketrain.manifest import ImageInput, Manifest, NetworkSpec, TrainingRecord
 from spiketrain.networks import build_network
 from spiketrain.neurons import AnyNeuronConfig
@@ -55,9 +55,9 @@ def make_checkpoint() -> MakeCheckpoint:
                 seed=0,
                 epochs=1,
             ),
-            digest=tensor_digest(tensors),
         )
-        return Checkpoint(manifest, tensors)
+        digest = model_digest(manifest, tensors)
+        return Checkpoint(manifest.model_copy(update={"digest": digest}), tensors)
 
     return make
 

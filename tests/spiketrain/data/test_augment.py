@@ -14,7 +14,9 @@ def draws(seed: int = 0) -> torch.Generator:
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: t.kind)
 @pytest.mark.parametrize("shape", [(32, 1, 12, 10), (32, 3, 2, 12, 10)], ids=["images", "events"])
-def test_shape_is_kept_and_the_generator_decides(transform: Transform, shape: tuple[int, ...]) -> None:
+def test_shape_is_kept_and_the_generator_decides(
+    transform: Transform, shape: tuple[int, ...]
+) -> None:
     x = torch.rand(shape)
     before = x.clone()
     y = transform(x, draws())

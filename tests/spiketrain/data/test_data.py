@@ -80,7 +80,9 @@ def test_shuffled_batches_are_whole_and_follow_their_generator() -> None:
     def order(seed: int) -> list[float]:
         draws = torch.Generator().manual_seed(seed)
         return [
-            v for x, _ in image_set().batches("train", 4, shuffle=draws) for v in x[:, 0, 0, 0].tolist()
+            v
+            for x, _ in image_set().batches("train", 4, shuffle=draws)
+            for v in x[:, 0, 0, 0].tolist()
         ]
 
     assert len(order(0)) == 8

@@ -138,6 +138,15 @@ def test_a_long_silence_gives_max_empty_windows_and_skips_the_rest():
     assert bounds(windows.finish()) == [(10, 100, 110, 1)]
 
 
+def test_without_empty_windows_those_with_events_are_all_given_out():
+    windows = Windows(TEN, max_empty=0)
+    closed = windows.feed(at(0, 25, 35)) + windows.advance(40) + windows.advance(100)
+    assert bounds(closed) == [(0, 0, 10, 1), (2, 20, 30, 1), (3, 30, 40, 1)]
+    assert windows.skipped == 1 + 6
+    windows.advance(105)
+    assert windows.finish() == []
+
+
 def test_a_silence_is_cut_short_no_matter_how_time_is_told():
     windows = Windows(TEN, max_empty=3)
     windows.feed(at(0))

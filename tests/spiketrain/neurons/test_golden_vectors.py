@@ -74,9 +74,7 @@ def test_clif() -> None:
         values(states[1:], "v"),
         [0.8, 0.8, -0.431059, 0.184471, -0.698805, -0.615534, 0.892233, 0.479724],
     )
-    check(
-        values(states[1:], "m"), [0, 0, 1, 0.523043, 1.331209, 1.867179, 1.138448, 1.86943]
-    )
+    check(values(states[1:], "m"), [0, 0, 1, 0.523043, 1.331209, 1.867179, 1.138448, 1.86943])
 
 
 def test_ilif() -> None:
@@ -88,9 +86,7 @@ def test_ilif() -> None:
     )
     check(values(states[1:], "m"), [0, 0, 0.3, 0.3, 0.417079, 0.744203, 0.744203, 2.130588])
     # The state holds the inhibition of the step to come, so the one before each step is the authors' I of that step.
-    check(
-        values(states[:-1], "i"), [0, 0, 0, 0.027, 0.00081, 0.030024, 0.048901, 0.001467]
-    )
+    check(values(states[:-1], "i"), [0, 0, 0, 0.027, 0.00081, 0.030024, 0.048901, 0.001467])
 
 
 def test_glif_with_the_authors_initial_values() -> None:
@@ -109,7 +105,9 @@ def test_glif_with_the_authors_initial_values() -> None:
     [(LIFConfig(), LIF()), (CLIFConfig(), CLIF()), (ILIFConfig(), ILIF())],
     ids=["lif", "clif", "ilif"],
 )
-def test_a_config_without_arguments_is_the_neuron_without_arguments(config: Any, neuron: Any) -> None:
+def test_a_config_without_arguments_is_the_neuron_without_arguments(
+    config: Any, neuron: Any
+) -> None:
     assert config.neuron({}) == neuron
 
 

@@ -79,7 +79,11 @@ def test_clif(tau: float) -> None:
     check_same_spikes(CLIFConfig(tau=tau), node, currents(STEPS, 4, NEURONS // 4))
 
 
-NAMES_IN_SPIKINGJELLY = {"threshold": "v_threshold", "leak": "linear_decay", "subtract": "v_subreset"}
+NAMES_IN_SPIKINGJELLY = {
+    "threshold": "v_threshold",
+    "leak": "linear_decay",
+    "subtract": "v_subreset",
+}
 
 
 def glif_pair(steps: int, channels: int) -> tuple[NeuronLayer, Any]:
@@ -132,7 +136,9 @@ def check_same_gradients(layer: NeuronLayer, node: Any, x: Tensor) -> None:
     ],
     ids=["sigmoid", "arctangent", "rectangle"],
 )
-def test_gradients_of_lif(ours: Any, theirs: Any, v_reset: float | None, detach_reset: bool) -> None:
+def test_gradients_of_lif(
+    ours: Any, theirs: Any, v_reset: float | None, detach_reset: bool
+) -> None:
     node = neuron.LIFNode
     config = LIFConfig(
         tau=3.0,

@@ -22,6 +22,8 @@ def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for image, label in zip(images, labels, strict=True):
             image[2 * label + 4 : 2 * label + 6] += 200
         for name, array in zip(FILES[split], (images, labels), strict=True):
-            header = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            header = (
+                b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            )
             (folder / name).write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes()))
     return root

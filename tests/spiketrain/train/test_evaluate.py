@@ -14,9 +14,7 @@ def test_figures_equal_those_counted_by_hand_and_do_not_depend_on_the_batches() 
     x, y = torch.randn(20, 1, 28, 28), torch.randint(0, 10, (20,))
     with torch.no_grad():
         run = network(x)
-    by_hand = [
-        (run.logits[:t].mean(0).argmax(1) == y).double().mean().item() for t in (1, 2, 3)
-    ]
+    by_hand = [(run.logits[:t].mean(0).argmax(1) == y).double().mean().item() for t in (1, 2, 3)]
     for size in (20, 7):
         result = evaluate(network, zip(x.split(size), y.split(size), strict=True))
         assert result.samples == 20
@@ -44,4 +42,6 @@ def test_nothing_to_evaluate_is_an_error() -> None:
 
 def test_a_rate_profile_has_mean_and_percentiles() -> None:
     profile = rate_profile(torch.linspace(0, 1, 101))
-    assert (profile.mean, profile.p1, profile.p50, profile.p99) == pytest.approx((0.5, 0.01, 0.5, 0.99))
+    assert (profile.mean, profile.p1, profile.p50, profile.p99) == pytest.approx(
+        (0.5, 0.01, 0.5, 0.99)
+    )

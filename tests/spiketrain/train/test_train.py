@@ -157,7 +157,9 @@ def test_the_commands_train_and_evaluate(bars: Path, tmp_path: Path) -> None:
     assert trained.exit_code == 0, trained.output
     assert "test: " in trained.output
     path = folder / "best.safetensors"
-    scored = CliRunner().invoke(app, ["evaluate", str(path), "--data", str(bars), "--json", str(tmp_path / "e.json")])
+    scored = CliRunner().invoke(
+        app, ["evaluate", str(path), "--data", str(bars), "--json", str(tmp_path / "e.json")]
+    )
     assert scored.exit_code == 0, scored.output
     test = load_checkpoint(path).manifest.accuracy[1]
     assert f"{test.value:.2%}" in scored.output

@@ -33,6 +33,7 @@ def training_data(
         timesteps=timesteps or manifest.timesteps,
         validation_per_class=section.validation_per_class,
         seed=section.split_seed,
+        recordings=section.recordings,
     )
     expected, found = manifest.input, data.input
     same = expected == found

@@ -16,7 +16,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from spiketrain.checkpoint import Checkpoint, tensor_digest
+from spiketrain.checkpoint import Checkpoint, model_digest
 from spiketrain.convert.closed_form import closed_form, reset_moments
 from spiketrain.convert.judge import Judgement, judge
 from spiketrain.convert.to_lif import Rest, convert_to_lif
@@ -149,7 +149,7 @@ def sweep(
     manifest = checkpoint.manifest
     return SweepReport(
         parent_name=manifest.name,
-        parent_digest=manifest.digest or tensor_digest(checkpoint.tensors),
+        parent_digest=manifest.digest or model_digest(manifest, checkpoint.tensors),
         neuron=manifest.neuron.kind,
         timesteps=manifest.timesteps,
         parent_accuracy=judged[0].parent_accuracy,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from torch import Tensor
 
-from spiketrain.checkpoint import Checkpoint, tensor_digest
+from spiketrain.checkpoint import Checkpoint, model_digest
 from spiketrain.convert.lif_form import ConversionError, LIFForm, lif_form
 from spiketrain.manifest import ConversionRecord, Manifest
 from spiketrain.neurons import LIFConfig, NeuronLayer
@@ -64,7 +64,7 @@ def convert_to_lif(
     common = Counter(configs.values()).most_common(1)[0][0]
     parent = checkpoint.manifest
     record = ConversionRecord(
-        parent=parent.digest or tensor_digest(checkpoint.tensors),
+        parent=parent.digest or model_digest(parent, checkpoint.tensors),
         parent_name=parent.name,
         method=f"{parent.neuron.kind} to lif, {reset} reset",
         arguments=_arguments(reset, value, rest, own),
@@ -76,9 +76,10 @@ def convert_to_lif(
         "accuracy": (),
         "firing_rates": {},
         "conversion": record,
-        "digest": tensor_digest(tensors),
     }
-    return Checkpoint(_changed(parent, changes), tensors)
+    child = _changed(parent, changes)
+    digest = model_digest(child, tensors)
+    return Checkpoint(child.model_copy(update={"digest": digest}), tensors)
 
 
 def _is_neurons(key: str, layers: Mapping[str, NeuronLayer]) -> bool:

@@ -8,9 +8,10 @@ from pathlib import Path
 from spiketrain.data.base import Augmentation, DataMissingError, DataSet, Split, SplitName
 from spiketrain.data.events import load_nmnist_small_set
 from spiketrain.data.idx import FASHION_CLASSES, MNIST_CLASSES, load_idx
+from spiketrain.data.recordings import RecordingFolder, load_recordings
 from spiketrain.manifest import EventInput
 
-DATA_SETS = ("fashion-mnist", "mnist", "nmnist-small")
+DATA_SETS = ("fashion-mnist", "mnist", "nmnist-small", "recordings")
 
 
 def data_root(root: Path | None = None) -> Path:
@@ -26,11 +27,13 @@ def load_dataset(
     timesteps: int = 1,
     validation_per_class: int | None = None,
     seed: int = 0,
+    recordings: RecordingFolder | None = None,
 ) -> DataSet:
     """A data set of `DATA_SETS` from the folder of its name under `root`.
 
-    `events` and `timesteps` say how recordings become frames; image sets ignore both. Raises ValueError for an
-    unknown name and DataMissingError, with the place and the source, where the files are not there.
+    `events` and `timesteps` say how recordings become frames; image sets ignore both. `recordings` says where one's
+    own lie, for the set of that name. Raises ValueError for an unknown name and DataMissingError, with the place and
+    the source, where the files are not there.
     """
     base = data_root(root)
     held_out = (
@@ -50,6 +53,22 @@ def load_dataset(
                 )
             folder = base / "n-mnist-small"
             return load_nmnist_small_set(folder, events, timesteps, seed=seed, **held_out)
+        case "recordings":
+            if events is None or recordings is None:
+                raise ValueError(
+                    "recordings: say where they lie (data.folder) and how they become frames ([events])"
+                )
+            folder = base / recordings.folder
+            return load_recordings(
+                folder,
+                events,
+                timesteps,
+                labels=None if recordings.labels is None else folder / recordings.labels,
+                validation_share=recordings.validation_share,
+                test_share=recordings.test_share,
+                validation_per_class=validation_per_class,
+                seed=seed,
+            )
         case _:
             raise ValueError(f"unknown data set {name!r}: known are {', '.join(DATA_SETS)}")
 
@@ -59,6 +78,7 @@ __all__ = [
     "Augmentation",
     "DataMissingError",
     "DataSet",
+    "RecordingFolder",
     "Split",
     "SplitName",
     "data_root",

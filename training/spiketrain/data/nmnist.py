@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from spiketrain.events.formats import nmnist
 from spiketrain.events.formats.base import EventFormatError
-from spiketrain.events.formats.nmnist import NMNIST
 from spiketrain.events.types import Events
 
 ARCHIVE = "NMNISTsmall.tar.xz"
@@ -116,7 +116,7 @@ def _listed(files: dict[str, Callable[[], bytes]], listing: str) -> Samples:
 
 def _read(content: bytes, name: str) -> Events:
     try:
-        return NMNIST.read(content, MAX_EVENTS)
+        return nmnist.read(content)
     except EventFormatError as error:
         raise EventFormatError(f"{name}: {error}") from None
 

@@ -113,4 +113,5 @@ def _draw(lines: list[Points], radius: float) -> NDArray[np.float64]:
         part = np.clip(((x - from_x) * along_x + (y - from_y) * along_y) / length, 0, 1)
         squared = (x - from_x - part * along_x) ** 2 + (y - from_y - part * along_y) ** 2
         nearest = np.minimum(nearest, squared.min(2))
-    return np.clip((radius + 0.6 - np.sqrt(nearest)) / 1.2, 0, 1)
+    ink: NDArray[np.float64] = np.clip((radius + 0.6 - np.sqrt(nearest)) / 1.2, 0, 1)
+    return ink

@@ -1,6 +1,6 @@
 """Events counted into frames [2, height, width]: channel 0 is OFF, channel 1 is ON.
 
-With (x, y) on the sensor of width W and height H, a frame's pixel is
+With (x, y) on the sensor of width W and height H, as the input's filters leave it, a frame's pixel is
 
     sensor      (x, y)
     flip-x      (W-1-x, y)
@@ -29,10 +29,10 @@ class FrameGrid:
 
     def __init__(self, spec: EventInput) -> None:
         self.spec = spec
-        self.sensor = spec.sensor
+        self.sensor = spec.filtered_sensor
         self.shape = spec.shape
         self.factor = _factor(spec)
-        width, height = (side // self.factor for side in spec.sensor)
+        width, height = (side // self.factor for side in self.sensor)
         row = spec.shape[2]
         steps = {
             "sensor": (1, row, 0),
@@ -50,10 +50,7 @@ class FrameGrid:
 
     def inside(self, events: Events) -> NDArray[np.bool_] | None:
         """Which events lie on the sensor; None if all do, which is the cheap and common case."""
-        width, height = self.sensor
-        if not len(events) or (int(events.x.max()) < width and int(events.y.max()) < height):
-            return None
-        return (events.x < width) & (events.y < height)
+        return on_sensor(events, self.sensor)
 
     def cells_of(self, events: Events) -> Int64s:
         """The flat cell [N] of each event. The events must lie on the sensor: see `inside`."""
@@ -80,31 +77,42 @@ class FrameGrid:
         return frame
 
 
+def on_sensor(events: Events, sensor: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """Which events [N] lie on the sensor of that width and height; None if all do."""
+    width, height = sensor
+    if not len(events) or (int(events.x.max()) < width and int(events.y.max()) < height):
+        return None
+    return (events.x < width) & (events.y < height)
+
+
 def count_frame(events: Events, spec: EventInput) -> Float32s:
-    """All events in one frame, float32 [2, height, width]. Raises ValueError for an event outside the sensor."""
+    """All events in one frame, float32 [2, height, width], as they are after the filters.
+
+    Raises ValueError for an event outside the sensor.
+    """
     grid = FrameGrid(spec)
     if (inside := grid.inside(events)) is not None:
         first = int(np.argmin(inside))
         raise ValueError(
             f"event {first} at ({events.x[first]}, {events.y[first]}) is outside the sensor of "
-            f"{spec.sensor[0]}x{spec.sensor[1]} pixels; {np.count_nonzero(~inside)} such events must be dropped first"
+            f"{grid.sensor[0]}x{grid.sensor[1]} pixels; {np.count_nonzero(~inside)} such events must be dropped first"
         )
     return grid.frame(grid.count(grid.cells_of(events)))
 
 
 def _factor(spec: EventInput) -> int:
-    width, height = spec.sensor
+    sensor = width, height = spec.filtered_sensor
     if spec.orientation in ("transpose", "rotate-90"):
         width, height = height, width
     channels, rows, columns = spec.shape
     if channels != 2:
         raise ValueError(f"shape {spec.shape}: a frame of events has 2 channels, OFF and ON")
     if min(width, height, rows, columns) < 1 or max(width, height) > 65536:
-        raise ValueError(f"sensor {spec.sensor}, shape {spec.shape}: sides are 1 to 65536 pixels")
+        raise ValueError(f"sensor {sensor}, shape {spec.shape}: sides are 1 to 65536 pixels")
     factor = width // columns
     if factor < 1 or (width, height) != (columns * factor, rows * factor):
         raise ValueError(
-            f"a sensor of {spec.sensor[0]}x{spec.sensor[1]} pixels, oriented {spec.orientation!r}, is "
+            f"a sensor of {sensor[0]}x{sensor[1]} pixels, oriented {spec.orientation!r}, is "
             f"{width}x{height}; that is no whole multiple of the frame of {columns}x{rows} pixels"
         )
     return factor

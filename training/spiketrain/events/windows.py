@@ -13,6 +13,9 @@ A window of a fixed count closes with its n-th event and ends at that event's ti
 closes without it, `max_microseconds` after it began. Events of the same microsecond count in the order they came in.
 
 Events within one message may be in any order; they are taken in order of time.
+
+The input's filters see the events that are neither late nor outside, in order of time, when they need not wait any
+longer. An event that they drop is counted as filtered; it moves the time like any other, but counts in no window.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from spiketrain.events.frames import FrameGrid
+from spiketrain.events.filters import FilterChain
+from spiketrain.events.frames import FrameGrid, on_sensor
 from spiketrain.events.types import Events, Float32s, Int64s
 from spiketrain.manifest import DurationWindow, EventInput, NumberWindow
 
@@ -51,7 +55,7 @@ class Window:
 class Windows:
     """One stream's windows. Holds one frame of counts and at most MAX_HELD_BACK events.
 
-    Counters: `late`, `outside` (events dropped) and `skipped` (empty windows not given out).
+    Counters: `late`, `outside`, `filtered` (events dropped) and `skipped` (empty windows not given out).
     Raises ValueError for a rule that needs the whole recording, or a sensor that does not fit the frame.
     """
 
@@ -72,6 +76,8 @@ class Windows:
                 f"lateness_us {lateness_us} and max_empty {max_empty} must be 0 or more"
             )
         self._grid = FrameGrid(spec)
+        self._sensor = spec.sensor
+        self._filters = FilterChain(spec.filters, spec.sensor)
         if isinstance(spec.window, DurationWindow):
             self._span, self._limit = spec.window.microseconds, 0
         else:
@@ -82,8 +88,13 @@ class Windows:
         self._max_empty = max_empty
         self.reset()
 
+    @property
+    def filtered(self) -> int:
+        return self._filters.dropped
+
     def reset(self) -> None:
         """Back to before the first event, with all counters at 0."""
+        self._filters.reset()
         self.late = 0
         self.outside = 0
         self.skipped = 0
@@ -102,7 +113,7 @@ class Windows:
     def stream(self, events: Events) -> Iterator[Window]:
         """As `feed`, one window at a time, for messages that may span many. It must be run to its end."""
         outside = 0
-        if (inside := self._grid.inside(events)) is not None:
+        if (inside := on_sensor(events, self._sensor)) is not None:
             outside = len(events) - int(np.count_nonzero(inside))
             events = events[inside]
         if len(events):
@@ -147,7 +158,7 @@ class Windows:
         # A block smaller than the frame would spend its time on empty cells.
         step = max(BLOCK, self._grid.cells)
         for begin in range(late, len(events), step):
-            block = events[begin : begin + step]
+            block = self._filters.apply(events[begin : begin + step])
             yield from self._take_block(block.t, self._grid.cells_of(block))
 
     def _take_block(self, t: Int64s, cells: Int64s) -> Iterator[Window]:
@@ -202,11 +213,12 @@ def recording_frames(
         frames += [window.frame for window in windows.finish()]
         return np.stack(frames) if frames else np.empty((0, *spec.shape), np.float32)
     grid = FrameGrid(spec)
-    if (inside := grid.inside(events)) is not None:
+    if (inside := on_sensor(events, spec.sensor)) is not None:
         events = events[inside]
     events = events.sorted()
     if start_us is not None:
         events = events[int(np.searchsorted(events.t, start_us)) :]
+    events = FilterChain(spec.filters, spec.sensor).apply(events)
     share = len(events) // spec.window.windows
     cuts = [share * k for k in range(spec.window.windows)] + [len(events)]
     return np.stack(

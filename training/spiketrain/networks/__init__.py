@@ -18,12 +18,14 @@ from spiketrain.networks.base import (
     SharedDropout,
     StepOutput,
 )
+from spiketrain.networks.graph import GraphNetwork
 from spiketrain.networks.resnet import SpikingResNet
 from spiketrain.networks.small import SmallConv
 from spiketrain.networks.vgg import VGG11, VGG13, SpikingVGG
 from spiketrain.neurons import NeuronConfig
 
 NETWORKS: dict[str, Callable[..., Network]] = {
+    "graph": GraphNetwork,
     "small-conv": SmallConv,
     "spiking-resnet18": functools.partial(SpikingResNet, blocks=(2, 2, 2, 2)),
     "spiking-resnet34": functools.partial(SpikingResNet, blocks=(3, 4, 6, 3)),
@@ -61,6 +63,7 @@ def build_network(
 __all__ = [
     "NETWORKS",
     "Fire",
+    "GraphNetwork",
     "Network",
     "NetworkState",
     "RunOutput",

@@ -139,8 +139,10 @@ class _Step:
 
     def __call__(self, layer: NeuronLayer, current: Tensor) -> Tensor:
         name = self.network.name_of(layer)
-        self.spikes[name], self.state[name] = layer.step(current, self.before[name])
-        return self.spikes[name]
+        spikes, self.state[name] = layer.step(current, self.before[name])
+        if layer.config.spiking:
+            self.spikes[name] = spikes
+        return spikes
 
 
 class _AllSteps:
@@ -157,8 +159,10 @@ class _AllSteps:
             current = current.expand(self.timesteps, *current.shape)
         else:
             current = _unfolded(current, self.timesteps)
-        self.spikes[name], self.state[name] = layer(current)
-        return self.spikes[name].flatten(0, 1)
+        spikes, self.state[name] = layer(current)
+        if layer.config.spiking:
+            self.spikes[name] = spikes
+        return spikes.flatten(0, 1)
 
 
 def _unfolded(x: Tensor, timesteps: int) -> Tensor:

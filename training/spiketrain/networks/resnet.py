@@ -71,7 +71,11 @@ class SpikingResNet(Network):
         self.neuron1 = neurons("neuron1", 512)
         self.pool = nn.AvgPool2d(4)
         self.dropout = SharedDropout(dropout)
-        height, width = (max(size // 8 // 4, 1) for size in input_shape[1:])
+        height, width = (-(-size // 8) // 4 for size in input_shape[1:])
+        if not height or not width:
+            raise ValueError(
+                f"input of shape {tuple(input_shape)}: three strides and the pooling need 25 by 25 at least"
+            )
         self.linear = nn.Linear(512 * height * width, classes)
         _initialise(self)
 

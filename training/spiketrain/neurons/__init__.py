@@ -13,12 +13,13 @@ from spiketrain.neurons.base import Neuron, NeuronConfig, State
 from spiketrain.neurons.clif import CLIF, CLIFConfig, CLIFState
 from spiketrain.neurons.glif import GLIF, GLIFConfig, GLIFState
 from spiketrain.neurons.ilif import ILIF, ILIFConfig, ILIFState
+from spiketrain.neurons.integrator import Integrator, IntegratorConfig
 from spiketrain.neurons.layer import NeuronLayer
 from spiketrain.neurons.lif import LIF, LIFConfig, LIFState
 from spiketrain.neurons.plif import PLIF, PLIFConfig
 
 AnyNeuronConfig = Annotated[
-    LIFConfig | PLIFConfig | CLIFConfig | ILIFConfig | GLIFConfig,
+    LIFConfig | PLIFConfig | CLIFConfig | ILIFConfig | GLIFConfig | IntegratorConfig,
     Field(discriminator="kind"),
 ]
 
@@ -35,6 +36,8 @@ __all__ = [
     "GLIFState",
     "ILIFConfig",
     "ILIFState",
+    "Integrator",
+    "IntegratorConfig",
     "LIFConfig",
     "LIFState",
     "Neuron",

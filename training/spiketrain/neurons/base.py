@@ -29,6 +29,11 @@ class NeuronConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def spiking(self) -> bool:
+        """Whether `step` gives spikes. Layers that give their potentials instead are in no count of spikes."""
+        return True
+
     def initial_parameters(self, channels: int, timesteps: int) -> dict[str, Tensor]:
         """Tensors that belong to the layer rather than to these constants: learnable, or one value per channel."""
         return {}

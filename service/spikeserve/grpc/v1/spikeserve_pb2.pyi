@@ -684,7 +684,9 @@ class ListModelsResponse(_message.Message):
 
     MODELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]: ...
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
+        """Ready or not."""
+
     def __init__(
         self,
         *,
@@ -735,7 +737,9 @@ class GetModelResponse(_message.Message):
     manifest_json: _builtins.str
     """The manifest of its checkpoint, as JSON: network, neuron, training, accuracy, firing rates."""
     @_builtins.property
-    def model(self) -> Global___Model: ...
+    def model(self) -> Global___Model:
+        """What ListModels says about it."""
+
     def __init__(
         self,
         *,
@@ -765,6 +769,7 @@ class Model(_message.Message):
     TIMESTEPS_FIELD_NUMBER: _builtins.int
     CLASSES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Together they name a model."""
     version: _builtins.str
     ready: _builtins.bool
     """Whether it can answer now."""

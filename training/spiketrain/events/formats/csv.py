@@ -2,42 +2,99 @@
 
 from __future__ import annotations
 
-import io
 import re
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 
-from spiketrain.events.formats.base import EventFormatError, Format, events_from_columns
+from spiketrain.events.formats.base import Contents, EventFormatError, Format, events_from_columns
+from spiketrain.events.formats.source import Source
 from spiketrain.events.types import Events
 
 COLUMNS = ("t", "x", "y", "p")
+MAX_LINE = 1 << 12
+"""Bytes."""
 
 
-def read(data: bytes, max_events: int) -> Events:
-    head, _, body = data.partition(b"\n")
-    names = _names(head)
+def _open(source: Source) -> Contents:
+    head, newline, _ = source.head.partition(b"\n")
+    names = _names(head[:MAX_LINE])
     missing = [name for name in COLUMNS if name not in names]
     if missing:
         raise EventFormatError(
             f"the first line {head[:60]!r} names no column {', '.join(missing)}; it should read t,x,y,p"
         )
-    if (lines := body.count(b"\n")) > max_events:
-        raise EventFormatError(f"{lines} lines are more than the allowed {max_events} events")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "loadtxt: input contained no data")
-            rows = np.loadtxt(
-                io.BytesIO(body),
-                np.int64,
-                delimiter=",",
-                usecols=[names.index(name) for name in COLUMNS],
-                ndmin=2,
-                encoding="ascii",
+    source.take_head(len(head) + len(newline))
+    return Contents(_pieces(source, [names.index(name) for name in COLUMNS]))
+
+
+def _pieces(source: Source, places: list[int]) -> Iterator[Events]:
+    rest = b""
+    line = 2
+    for block in source.blocks():
+        whole, newline, rest = (rest + block).rpartition(b"\n")
+        if len(rest) > MAX_LINE:
+            raise EventFormatError(
+                f"a line after the header line has more than {MAX_LINE} bytes: this is no recording as text"
             )
+        if newline:
+            lines = whole.split(b"\n")
+            yield _events(lines, places, line)
+            line += len(lines)
+    if rest.strip():
+        yield _events([rest], places, line)
+
+
+def _events(lines: list[bytes], places: list[int], first: int) -> Events:
+    """The events of whole lines, of which `first` is the number of the first one in the file."""
+    try:
+        return _parse(lines, places)
+    except EventFormatError as error:
+        raise EventFormatError(
+            f"after the header line, from line {first} on: {error}", error.events_read, error.events
+        ) from None
     except (ValueError, OverflowError, IndexError) as error:
-        raise EventFormatError(f"after the header line: {error}") from None
-    return events_from_columns({name: rows[:, i].copy() for i, name in enumerate(COLUMNS)})
+        good, problem = _first_fault(lines, places), error
+    # Parsed alone, so that the message is about that line.
+    try:
+        _parse(lines[good : good + 1], places)
+    except (ValueError, OverflowError, IndexError) as error:
+        problem = error
+    events = _parse(lines[:good], places)
+    raise EventFormatError(
+        f"after the header line: {problem} (line {first + good})", len(events), events
+    )
+
+
+def _first_fault(lines: list[bytes], places: list[int]) -> int:
+    """How many of the lines can be read before one that cannot, by bisection."""
+    low, high = 0, len(lines)
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            _parse(lines[low:middle], places)
+        except EventFormatError:
+            low = middle
+        except (ValueError, OverflowError, IndexError):
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+def _parse(lines: list[bytes], places: list[int]) -> Events:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "loadtxt: input contained no data")
+        rows = np.loadtxt(
+            [line.decode("ascii") for line in lines],
+            np.int64,
+            delimiter=",",
+            usecols=places,
+            ndmin=2,
+        )
+    rows = rows.reshape(-1, len(places))
+    return events_from_columns({name: rows[:, i] for i, name in enumerate(COLUMNS)})
 
 
 def _names(head: bytes) -> list[str]:
@@ -45,11 +102,11 @@ def _names(head: bytes) -> list[str]:
     return [name.strip().strip("\"'").lower() for name in text.lstrip("# ").split(",")]
 
 
-def _recognises(data: bytes) -> bool:
-    head = data[:200].partition(b"\n")[0]
+def _recognises(source: Source) -> bool:
+    head = source.head[:200].partition(b"\n")[0]
     return re.fullmatch(rb"[\xef\xbb\xbf\w\s,#\"'.-]*", head) is not None and set(COLUMNS) <= set(
         _names(head)
     )
 
 
-CSV = Format("csv", (".csv", ".txt"), _recognises, read)
+CSV = Format("csv", "CSV", (".csv", ".txt"), _recognises, _open)

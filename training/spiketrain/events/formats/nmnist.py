@@ -2,42 +2,64 @@
 
 byte 0      x
 byte 1      y; 240 marks an overflow: times from here on are 2^13 microseconds later
-bytes 2-4   1 bit polarity (1 = ON), 23 bits microseconds
+bytes 2-4   1 bit polarity (1 = ON), 23 bits microseconds, which wrap after 8.4 s
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from spiketrain.events.formats.base import EventFormatError, Format
+import numpy as np
+from numpy.typing import NDArray
+
+from spiketrain.events.formats.base import Contents, Format
+from spiketrain.events.formats.clock import Clock
+from spiketrain.events.formats.decoder import RecordDecoder, decoded
+from spiketrain.events.formats.source import Source
 from spiketrain.events.types import Events
 
 RECORD = 5
 OVERFLOW_Y = 240
 OVERFLOW_US = 1 << 13
-MAX_US = (1 << 23) - 1
+TIME_BITS = 23
+MAX_US = (1 << TIME_BITS) - 1
 
 
-def read(data: bytes, max_events: int) -> Events:
-    if len(data) % RECORD:
-        raise EventFormatError(
-            f"{len(data)} bytes are {len(data) // RECORD} N-MNIST events of {RECORD} bytes and {len(data) % RECORD} "
-            "bytes more: the file is truncated, or of another format"
-        )
-    if len(data) // RECORD > max_events:
-        raise EventFormatError(
-            f"{len(data) // RECORD} events are more than the allowed {max_events}"
-        )
-    records = np.frombuffer(data, np.uint8).reshape(-1, RECORD)
-    x, y, high, middle, low = (records[:, i] for i in range(RECORD))
-    t = (high & 0x7F).astype(np.int64) << 16
-    t |= middle.astype(np.int64) << 8
-    t |= low
-    events = Events(t, x.astype(np.uint16), y.astype(np.uint16), (high >> 7).astype(np.uint8))
-    overflow = y == OVERFLOW_Y
-    if overflow.any():
-        t += np.cumsum(overflow) * OVERFLOW_US
-        events = events[~overflow]
+class NmnistDecoder(RecordDecoder):
+    title = "N-MNIST events"
+    dtype = np.dtype((np.void, RECORD))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clock = Clock(TIME_BITS, forward=True)
+        self._overflows = 0
+
+    def decode(self, records: NDArray[Any]) -> Events:
+        octets = records.view(np.uint8).reshape(-1, RECORD)
+        x, y, high, middle, low = (octets[:, i] for i in range(RECORD))
+        overflow = y == OVERFLOW_Y
+        overflows = bool(overflow.any())
+        if overflows:
+            added = self._overflows + np.cumsum(overflow)
+            self._overflows = int(added[-1])
+            kept = ~overflow
+            x, y, high, middle, low = x[kept], y[kept], high[kept], middle[kept], low[kept]
+        counter = (high & 0x7F).astype(np.int32) << 16
+        counter |= middle.astype(np.int32) << 8
+        counter |= low
+        t = self._clock.extend(counter)
+        if overflows:
+            t += added[kept] * OVERFLOW_US
+        elif self._overflows:
+            t += self._overflows * OVERFLOW_US
+        return Events(t, x.astype(np.uint16), y.astype(np.uint16), high >> 7)
+
+
+def read(data: bytes) -> Events:
+    """All events of a file's content. Raises EventFormatError for one that ends in the middle of a record."""
+    decoder = NmnistDecoder()
+    events = decoder.feed(data)
+    decoder.finish()
     return events
 
 
@@ -57,12 +79,20 @@ def write(events: Events) -> bytes:
     return records.tobytes()
 
 
-def _recognises(data: bytes) -> bool:
+def _recognises(source: Source) -> bool:
     """The format has no magic number: 16 or more whole records whose times hardly ever fall are taken for it."""
-    if len(data) % RECORD or len(data) < 16 * RECORD:
+    size = source.size
+    if size is None or size % RECORD or size < 16 * RECORD:
         return False
-    t = read(data[: RECORD * 4096], 4096).t
-    return len(t) > 1 and bool((np.diff(t) >= 0).mean() > 0.99)
+    head = source.head[: RECORD * 4096]
+    t = NmnistDecoder().feed(head[: len(head) - len(head) % RECORD]).t
+    return len(t) > 1 and bool((np.diff(t) >= 0).mean() > 0.99) and int(t[-1]) <= MAX_US
 
 
-NMNIST = Format("n-mnist", (".bin", ".bs2"), _recognises, read)
+NMNIST = Format(
+    "n-mnist",
+    "N-MNIST, N-Caltech101",
+    (".bin", ".bs2"),
+    _recognises,
+    lambda source: Contents(decoded(source, NmnistDecoder())),
+)

@@ -1,0 +1,67 @@
+"""constraints.txt holds all that pyproject.toml brings, at the version that is installed here."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+TOP = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+
+
+def pinned() -> dict[str, Requirement]:
+    lines = (TOP / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(pin.name): pin for pin in pins}
+
+
+def brought() -> dict[str, str]:
+    """Name and installed version of all that the base install and the extra `test` bring."""
+    found: dict[str, str] = {}
+    todo = [Requirement(each) for each in PROJECT["dependencies"]]
+    todo += [Requirement(each) for each in PROJECT["optional-dependencies"]["test"]]
+    todo += [Requirement(each) for each in PROJECT["optional-dependencies"]["train"]]
+    seen = set()
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        if name == PROJECT["name"] or str(requirement) in seen:
+            continue
+        seen.add(str(requirement))
+        found[name] = metadata.version(name)
+        for each in map(Requirement, metadata.requires(name) or []):
+            extras = {"", *requirement.extras}
+            if each.marker is None or any(each.marker.evaluate({"extra": e}) for e in extras):
+                each.marker = None
+                todo.append(each)
+    return found
+
+
+@pytest.mark.skipif(
+    torch.version.cuda is not None, reason="a CUDA torch brings packages of its own"
+)
+def test_everything_installed_is_pinned() -> None:
+    pins = pinned()
+    missing = {name: version for name, version in brought().items() if name not in pins}
+    assert missing == {}
+
+
+def test_the_pins_are_exact() -> None:
+    for name, pin in pinned().items():
+        assert [each.operator for each in pin.specifier] == ["=="], name
+
+
+def test_the_pins_satisfy_the_ranges_of_the_project() -> None:
+    pins = pinned()
+    extras = PROJECT["optional-dependencies"]
+    for each in map(Requirement, [*PROJECT["dependencies"], *extras["train"], *extras["test"]]):
+        name = canonicalize_name(each.name)
+        if name != PROJECT["name"]:
+            (pin,) = pins[name].specifier
+            assert each.specifier.contains(pin.version), f"{name}: {pin} is not in {each}"

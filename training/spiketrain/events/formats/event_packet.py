@@ -1,0 +1,141 @@
+"""event_camera_msgs/EventPacket, as ROS 2 serialises it (CDR), and the encodings of the events in it.
+
+std_msgs/Header header (i32 sec, u32 nanosec, string frame_id), u32 height, u32 width, u64 seq, u64 time_base,
+string encoding, bool is_bigendian, u8[] events. event_array_msgs/EventArray, its former name, is the same.
+
+evt3     EVT 3.0 words; the stream's clock runs on from message to message
+libcaer  the 8-byte words of AEDAT 3.1; time_base (ns) has the upper bits of the time
+mono     u64: time since time_base in ns (32 bits, lowest), x (16), y (15), polarity (1)
+trigger  no events
+
+https://github.com/ros-event-camera/event_camera_codecs
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spiketrain.events.formats.aedat3 import TIME_BITS, WORDS, word_fields
+from spiketrain.events.formats.base import EventFormatError, Sensor
+from spiketrain.events.formats.evt3 import Evt3Decoder
+from spiketrain.events.types import Events
+
+MESSAGE_TYPES = ("event_camera_msgs/msg/EventPacket", "event_array_msgs/msg/EventArray")
+ENCODINGS = ("evt3", "libcaer", "mono", "trigger")
+
+
+class EventPacket(NamedTuple):
+    sensor: Sensor | None
+    time_base: int
+    encoding: str
+    big_endian: bool
+    events: bytes
+
+
+def parse(message: bytes) -> EventPacket:
+    """Raises EventFormatError for a message that ends too early or is not CDR."""
+    if len(message) < 4 or message[0] != 0 or message[1] > 1:
+        raise EventFormatError(f"a message begins with {message[:4]!r}, which is no plain CDR")
+    cdr = _Cdr(message, "<" if message[1] else ">")
+    cdr.skip("iI")
+    cdr.octets()
+    height, width, _, time_base = cdr.number("I"), cdr.number("I"), cdr.number("Q"), cdr.number("Q")
+    encoding = cdr.octets().rstrip(b"\0").decode("ascii", "replace")
+    big_endian = bool(cdr.number("B"))
+    known = 0 < width <= 65536 and 0 < height <= 65536
+    return EventPacket(
+        (width, height) if known else None, time_base, encoding, big_endian, cdr.octets()
+    )
+
+
+class _Cdr:
+    def __init__(self, message: bytes, order: str) -> None:
+        self._message, self._order = message, order
+        self._at = 4
+
+    def number(self, code: str) -> int:
+        size = struct.calcsize(code)
+        # Alignment counts from behind the four bytes of encapsulation.
+        at = self._at + (4 - self._at) % size
+        if at + size > len(self._message):
+            raise EventFormatError(f"a message of {len(self._message)} bytes ends too early")
+        self._at = at + size
+        return int(struct.unpack_from(self._order + code, self._message, at)[0])
+
+    def skip(self, codes: str) -> None:
+        for code in codes:
+            self.number(code)
+
+    def octets(self) -> bytes:
+        length = self.number("I")
+        if length > len(self._message) - self._at:
+            raise EventFormatError(
+                f"a message of {len(self._message)} bytes has a field that says {length} bytes"
+            )
+        self._at += length
+        return self._message[self._at - length : self._at]
+
+
+class PacketDecoder:
+    """The events of one topic's messages, in order."""
+
+    def __init__(self) -> None:
+        self._evt3 = Evt3Decoder()
+
+    def feed(self, packet: EventPacket) -> Events:
+        """Raises EventFormatError for an encoding that is not known, or a length that is not whole."""
+        match packet.encoding:
+            case "evt3":
+                words = np.frombuffer(_whole(packet, 2), ">u2" if packet.big_endian else "<u2")
+                return self._evt3.feed(words.astype("<u2").tobytes())
+            case "libcaer":
+                return _libcaer(packet)
+            case "mono":
+                return _mono(packet)
+            case "trigger":
+                return Events.empty()
+        raise EventFormatError(
+            f"a message's events are encoded as {packet.encoding[:40]!r}; read are {', '.join(ENCODINGS)}"
+        )
+
+
+def _whole(packet: EventPacket, size: int) -> bytes:
+    if len(packet.events) % size:
+        raise EventFormatError(
+            f"a message has {len(packet.events)} bytes of {packet.encoding}, which are no whole {size}-byte words"
+        )
+    return packet.events
+
+
+def _libcaer(packet: EventPacket) -> Events:
+    # The words are little-endian whatever is_bigendian says: libcaer writes them so.
+    words = np.frombuffer(_whole(packet, WORDS.itemsize), WORDS)
+    t = (words["t"] & 0x7FFFFFFF).astype(np.int64)
+    if len(t) > 1 and bool((falls := np.diff(t) < -(1 << (TIME_BITS - 1))).any()):
+        t[1:] += np.cumsum(falls) << TIME_BITS
+    return Events(t + _microseconds(packet), *word_fields(words["data"]))
+
+
+def _mono(packet: EventPacket) -> Events:
+    words: NDArray[Any] = np.frombuffer(_whole(packet, 8), ">u8" if packet.big_endian else "<u8")
+    t = (words & 0xFFFFFFFF).astype(np.int64)
+    t += packet.time_base % 1000
+    t //= 1000
+    return Events(
+        t + _microseconds(packet),
+        ((words >> 32) & 0xFFFF).astype(np.uint16),
+        ((words >> 48) & 0x7FFF).astype(np.uint16),
+        (words >> 63).astype(np.uint8),
+    )
+
+
+def _microseconds(packet: EventPacket) -> int:
+    if packet.time_base >> 63:
+        raise EventFormatError(
+            f"a message's time_base {packet.time_base} is no time in nanoseconds"
+        )
+    return packet.time_base // 1000
