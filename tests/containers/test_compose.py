@@ -26,11 +26,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-pytestmark = [pytest.mark.containers, pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.containers, pytest.mark.slow, pytest.mark.timeout(3600)]
 
-START_SECONDS = 900
-BUILD_SECONDS = 1200
-READY_SECONDS = 180
+START_SECONDS = 1200
+BUILD_SECONDS = 1500
+READY_SECONDS = 300
 
 Answer = TypeVar("Answer")
 

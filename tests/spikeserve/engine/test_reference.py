@@ -5,15 +5,22 @@ import torch
 from spikeserve.engine import Frames, ReferenceExecutor, Sample, StateError
 from spiketrain.energy import fan_out, synaptic_operations
 from spiketrain.networks import build_network
-from spiketrain.neurons import CLIFConfig, GLIFConfig, ILIFConfig, LIFConfig, PLIFConfig
+from spiketrain.neurons import (
+    CLIFConfig,
+    GLIFConfig,
+    ILIFConfig,
+    IntegratorConfig,
+    LIFConfig,
+    PLIFConfig,
+)
 
 SMALL = ("small-conv", {"input_shape": (2, 13, 11), "channels": [4, 6], "hidden": 7, "classes": 5})
 NEURONS = [CLIFConfig(), ILIFConfig(), LIFConfig(), PLIFConfig(), GLIFConfig()]
 
 
-def network_of(neuron, name=SMALL[0], arguments=SMALL[1], timesteps=4):
+def network_of(neuron, name=SMALL[0], arguments=SMALL[1], timesteps=4, layers=None):
     torch.manual_seed(1)
-    network = build_network(name, arguments, neuron, timesteps).eval()
+    network = build_network(name, arguments, neuron, timesteps, layers).eval()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
             # Currents that make a fair share of the neurons fire.
@@ -58,6 +65,23 @@ def test_a_constant_input_gives_what_the_network_gives(neuron):
         for t in range(4)
     ]
     assert torch.equal(operations, torch.stack(per_step).sum(0))
+
+
+def test_layers_that_do_not_spike_are_run_but_not_counted():
+    network = network_of(CLIFConfig(), layers={"hidden_neuron": IntegratorConfig(fires=False)})
+    x = torch.rand(1, 2, 13, 11)
+    with torch.no_grad():
+        run = network(x)
+    executor = executor_of(network)
+    executor.admit(0, Sample(x[0]))
+    assert executor.layers == ("stages.0.neuron", "stages.1.neuron")
+    for t in range(4):
+        result = executor.step([0], None)
+        torch.testing.assert_close(result.logits, run.logits[t], atol=1e-5, rtol=1e-5)
+        assert result.spikes.tolist() == [[s[t].sum().item() for s in run.spikes.values()]]
+    silent = network_of(IntegratorConfig(fires=False))
+    with pytest.raises(ValueError, match="no layer of neurons that spike"):
+        ReferenceExecutor(silent, 1, {})
 
 
 @pytest.mark.parametrize("neuron", NEURONS[:4], ids=lambda n: n.kind)

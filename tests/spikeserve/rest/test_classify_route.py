@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 
 import httpx
@@ -65,6 +66,19 @@ async def test_all_three_ways_to_send_a_picture_give_the_same_answer(
     ]
     assert [reply.status_code for reply in replies] == [200, 200, 200]
     assert len({str(reply.json()["predictions"]) for reply in replies}) == 1
+
+
+async def test_many_clients_at_once_all_get_their_own_answer(
+    http: httpx.AsyncClient, png: bytes
+) -> None:
+    replies = await asyncio.gather(
+        *(http.post(f"/classify?top_k={n % 10 + 1}", content=png) for n in range(60))
+    )
+    assert [reply.status_code for reply in replies] == [200] * 60
+    assert [len(reply.json()["predictions"]) for reply in replies] == [
+        n % 10 + 1 for n in range(60)
+    ]
+    assert len({reply.json()["predictions"][0]["label"] for reply in replies}) == 1
 
 
 async def test_options_work_in_the_query_in_a_form_and_in_json(

@@ -72,7 +72,7 @@ class _OneStep(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network.body(self.network.encode(x), self.fire)  # type: ignore[arg-type]
+        return self.network.body(self.network.encode(x), self.fire)
 
     @property
     def fire(self) -> Any:
@@ -162,7 +162,10 @@ class _Shapes(fx.Interpreter):
 
 
 def _flow(
-    graph: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]], input_shape: tuple[int, ...], prefix: str
+    graph: fx.GraphModule,
+    shapes: Mapping[str, tuple[int, ...]],
+    input_shape: tuple[int, ...],
+    prefix: str,
 ) -> Flow:
     names: dict[fx.Node, str] = {}
     ops: list[Op] = []

@@ -18,9 +18,12 @@ WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 def without_idle(flow: Flow) -> Flow:
     """Without what does nothing in evaluation: dropouts, identities, reshapes to the same shape."""
     flow = without(
-        flow, lambda op: isinstance(op.module, nn.Identity | SharedDropout | nn.Dropout | nn.Dropout2d)
+        flow,
+        lambda op: isinstance(op.module, nn.Identity | SharedDropout | nn.Dropout | nn.Dropout2d),
     )
-    return without(flow, lambda op: op.kind == "reshape" and op.shape == flow.shape_of(op.inputs[0]))
+    return without(
+        flow, lambda op: op.kind == "reshape" and op.shape == flow.shape_of(op.inputs[0])
+    )
 
 
 def without_batch_norms(flow: Flow) -> Flow:

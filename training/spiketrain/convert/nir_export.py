@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import nir
 import numpy as np
@@ -74,7 +74,9 @@ def nir_graph(checkpoint: Checkpoint, *, dt: float = 1e-4, fold_r: bool = False)
         graph = nir.NIRGraph(writer.nodes, writer.edges, metadata=metadata)
     except (ValueError, AssertionError) as error:
         raise ExportError(f"nir refuses the graph: {error}") from error
-    layers = {op.name: writer.names[op.name] for op in flow.ops if isinstance(op.module, NeuronLayer)}
+    layers = {
+        op.name: writer.names[op.name] for op in flow.ops if isinstance(op.module, NeuronLayer)
+    }
     return NIRExport(graph, layers)
 
 
@@ -127,7 +129,10 @@ def _without_double_edges(flow: Flow) -> Flow:
                 flow = insert_after(
                     flow, name, diagonal(flow, name, one, torch.zeros_like(one)), [op.name]
                 )
-                if flow.op(op.name).inputs.count(name) == 0 and len(set(flow.op(op.name).inputs)) == 1:
+                if (
+                    flow.op(op.name).inputs.count(name) == 0
+                    and len(set(flow.op(op.name).inputs)) == 1
+                ):
                     raise ExportError(f"{op.name}: {name} is added to itself more than once")
             seen |= set(_leaves(flow, name))
     return flow
@@ -182,10 +187,8 @@ class _Writer:
                 return nir.Flatten(np.array(before), start_dim=0, end_dim=-1)
             case nn.Conv2d() | nn.Conv1d():
                 return _convolution(op.name, module, before)
-            case nn.Linear(bias=None):
-                return nir.Linear(_array(module.weight))
             case nn.Linear():
-                return nir.Affine(_array(module.weight), _array(module.bias))
+                return _linear(module.weight, cast("Tensor | None", module.bias))
             case Scale():
                 return nir.Scale(_array(module.weight.expand(before)))
             case nn.AvgPool2d():
@@ -226,10 +229,8 @@ class _Writer:
         neuron = layer.neuron()
         if not isinstance(neuron, Integrator) or neuron.feedback_weight is None:
             return
-        weight, bias = _array(neuron.feedback_weight), neuron.feedback_bias
-        node = nir.Linear(weight) if bias is None else nir.Affine(weight, _array(bias))
         recurrent = self._free(f"{name}_feedback")
-        self.nodes[recurrent] = node
+        self.nodes[recurrent] = _linear(neuron.feedback_weight, neuron.feedback_bias)
         self.edges += [(self.names[name], recurrent), (recurrent, self.names[name])]
 
 
@@ -245,7 +246,9 @@ def _integrator(name: str, neuron: Integrator, dt: float, spread: Any) -> Any:
         }
     if bool((leak == 0).all()) and neuron.synapse_leak is None:
         if bool((neuron.rest != 0).any()):
-            raise ExportError(f"{name}: NIR's integrators without a leak start at 0, this one does not")
+            raise ExportError(
+                f"{name}: NIR's integrators without a leak start at 0, this one does not"
+            )
         return nir.IF(r=spread(gain / dt), **fires) if fires else nir.I(r=spread(gain / dt))
     if bool((leak == 0).any()):
         raise ExportError(f"{name}: NIR cannot say a leak of 0 beside others, nor behind a synapse")
@@ -265,6 +268,12 @@ def _integrator(name: str, neuron: Integrator, dt: float, spread: Any) -> Any:
     )
 
 
+def _linear(weight: Tensor, bias: Tensor | None) -> Any:
+    if bias is None:
+        return nir.Linear(_array(weight))
+    return nir.Affine(_array(weight), _array(bias))
+
+
 def _convolution(name: str, module: nn.Conv1d | nn.Conv2d, before: tuple[int, ...]) -> Any:
     if module.padding_mode != "zeros":
         raise ExportError(f"{name}: NIR's convolutions pad with zeros only")
@@ -273,7 +282,7 @@ def _convolution(name: str, module: nn.Conv1d | nn.Conv2d, before: tuple[int, ..
     weight = _dense(module)
     bias = torch.zeros(len(weight)) if module.bias is None else module.bias
     one = isinstance(module, nn.Conv1d)
-    padding = module.padding
+    padding: Any = module.padding
     if not isinstance(padding, str):
         padding = padding[0] if one else tuple(padding)
     return (nir.Conv1d if one else nir.Conv2d)(
@@ -301,9 +310,13 @@ def _dense(module: nn.Conv1d | nn.Conv2d) -> Tensor:
 
 
 def _pool(name: str, module: nn.AvgPool2d) -> Any:
-    kernel, stride, padding = (_pair(v) for v in (module.kernel_size, module.stride, module.padding))
+    kernel, stride, padding = (
+        _pair(v) for v in (module.kernel_size, module.stride, module.padding)
+    )
     if module.ceil_mode or (any(padding) and not module.count_include_pad):
-        raise ExportError(f"{name}: NIR's pooling leaves over what does not fit, and counts padding")
+        raise ExportError(
+            f"{name}: NIR's pooling leaves over what does not fit, and counts padding"
+        )
     if module.divisor_override not in (None, 1):
         raise ExportError(f"{name}: NIR's pooling divides by the size of the window, or not at all")
     make = nir.AvgPool2d if module.divisor_override is None else nir.SumPool2d

@@ -117,7 +117,7 @@ def _stretch(row: dict[str, str | None], folder: Path, where: str) -> Stretch:
     split = value["split"] or "train"
     if split not in SPLITS:
         raise LabelError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
-    return Stretch(path, value["label"], start, end, cast(SplitName, split))
+    return Stretch(path, value["label"], start, end, split)
 
 
 def draw_splits(

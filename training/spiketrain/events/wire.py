@@ -1,7 +1,6 @@
 """Events as bytes in a message.
 
-COLUMNS_V1, the one that is written here, has 8 bytes an event, little-endian, column after column: all dt, then all x, then
-all yp.
+COLUMNS_V1, the one that is written here: 8 bytes an event, little-endian, all dt, then all x, then all yp.
 
     dt   u32   microseconds after the message's base time; need not be sorted
     x    u16
@@ -15,7 +14,6 @@ them to 64 bits, and adds the base time of the message that they are completed b
 from __future__ import annotations
 
 from enum import StrEnum
-
 from typing import Any
 
 import numpy as np
@@ -50,9 +48,7 @@ def decode(encoding: Encoding, payload: bytes, base_us: int) -> Events:
     Raises ValueError for a payload of a wrong length, or times beyond 64 bits.
     """
     if encoding is not Encoding.COLUMNS_V1:
-        raise ValueError(
-            f"{encoding!r} needs a Decoder; only {Encoding.COLUMNS_V1} is without state"
-        )
+        raise _not_columns(encoding, "is read by a Decoder")
     if len(payload) % 8:
         raise ValueError(
             f"a {encoding} payload has 8 bytes an event, but this one has {len(payload)}: "
@@ -78,7 +74,7 @@ def encode(encoding: Encoding, events: Events) -> tuple[bytes, int]:
     Raises ValueError for events that span more than 2^32 microseconds (71 minutes) or have y above 32767.
     """
     if encoding is not Encoding.COLUMNS_V1:
-        raise ValueError(f"{encoding!r} is not written here; {Encoding.COLUMNS_V1} is")
+        raise _not_columns(encoding, "is what cameras write")
     if not len(events):
         return b"", 0
     base_us, last = int(events.t.min()), int(events.t.max())
@@ -195,6 +191,13 @@ class Decoder:
         """
         for camera in self._cameras.values():
             camera.lost()
+
+
+def _not_columns(encoding: object, why: str) -> ValueError:
+    known = ", ".join(Encoding)
+    if encoding not in list(Encoding):
+        return ValueError(f"unknown event encoding {encoding!r}; known are {known}")
+    return ValueError(f"event encoding {encoding} {why}; this takes {Encoding.COLUMNS_V1} only")
 
 
 def _too_many(most: int) -> TooManyEventsError:

@@ -159,6 +159,7 @@ class _AllSteps:
             current = current.expand(self.timesteps, *current.shape)
         else:
             current = _unfolded(current, self.timesteps)
+        spikes: Tensor
         spikes, self.state[name] = layer(current)
         if layer.config.spiking:
             self.spikes[name] = spikes

@@ -137,14 +137,16 @@ class GraphNetwork(Network):
         output: str | Sequence[str],
     ) -> None:
         super().__init__(tuple(input_shape), classes, neurons.timesteps)
-        self._nodes = _parsed(nodes)
+        self._nodes = parsed_nodes(nodes)
         self._outputs = (output,) if isinstance(output, str) else tuple(output)
         self._check_order()
         for node in self._nodes:
             if not isinstance(node, Reshape):
                 if hasattr(self, node.name):
-                    raise ValueError(f"node {node.name!r}: this name is taken, by another or by torch")
-                self.add_module(node.name, _module(node, neurons))
+                    raise ValueError(
+                        f"node {node.name!r}: this name is taken, by another or by torch"
+                    )
+                self.add_module(node.name, node_module(node, neurons))
         self._encoder, self._rest = self._parts()
 
     def _check_order(self) -> None:
@@ -154,9 +156,7 @@ class GraphNetwork(Network):
                 raise ValueError(f"node {node.name!r}: two nodes have this name")
             for source in node.inputs:
                 if source not in known:
-                    raise ValueError(
-                        f"node {node.name!r}: inputs: {source!r} is no node before it"
-                    )
+                    raise ValueError(f"node {node.name!r}: inputs: {source!r} is no node before it")
             known.add(node.name)
         if not self._outputs or (missing := set(self._outputs) - known):
             raise ValueError(f"output: {min(missing, default='nothing')!r} is no node")
@@ -214,7 +214,7 @@ def free_name(wanted: str, taken: set[str]) -> str:
     return name
 
 
-def _parsed(nodes: Sequence[Mapping[str, Any]]) -> tuple[GraphNode, ...]:
+def parsed_nodes(nodes: Sequence[Mapping[str, Any]]) -> tuple[GraphNode, ...]:
     try:
         return _NODES.validate_python(nodes)
     except ValidationError as error:
@@ -241,7 +241,7 @@ def _sum(values: Sequence[Tensor], timesteps: int) -> Tensor:
     return total
 
 
-def _module(node: GraphNode, neurons: NeuronFactory) -> nn.Module:
+def node_module(node: GraphNode, neurons: NeuronFactory) -> nn.Module:
     make: Callable[..., nn.Module]
     match node:
         case Convolution():
@@ -251,17 +251,9 @@ def _module(node: GraphNode, neurons: NeuronFactory) -> nn.Module:
                 if not isinstance(value, str) and len(value) != axes:
                     raise ValueError(f"node {node.name!r}: {field}: {axes} values are needed")
             make = nn.Conv1d if axes == 1 else nn.Conv2d
+            sizes: Any = (node.kernel, node.stride, node.padding, node.dilation)
             try:
-                return make(
-                    node.in_channels,
-                    node.out_channels,
-                    node.kernel,
-                    node.stride,
-                    node.padding,
-                    node.dilation,
-                    node.groups,
-                    node.bias,
-                )
+                return make(node.in_channels, node.out_channels, *sizes, node.groups, node.bias)
             except ValueError as error:
                 raise ValueError(f"node {node.name!r}: {error}") from error
         case Linear():
@@ -292,4 +284,3 @@ class _Plain(Network):
 
 
 _PLAIN = _Plain((1,), 1, 1)
-

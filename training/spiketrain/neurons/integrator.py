@@ -128,7 +128,13 @@ class IntegratorConfig(NeuronConfig):
     def initial_parameters(self, channels: int, timesteps: int) -> dict[str, Tensor]:
         if self.feedback != "none" and not self.fires:
             raise ValueError("feedback: a layer that does not fire has none")
-        start = {"leak": 0.5, "gain": 1.0, "threshold": 1.0, "synapse_leak": 0.5, "synapse_gain": 1.0}
+        start = {
+            "leak": 0.5,
+            "gain": 1.0,
+            "threshold": 1.0,
+            "synapse_leak": 0.5,
+            "synapse_gain": 1.0,
+        }
         parameters = {
             name: torch.full(self.shape, start.get(name, 0.0)) for name in self.parameter_names()
         }
@@ -139,4 +145,4 @@ class IntegratorConfig(NeuronConfig):
         return parameters
 
     def neuron(self, parameters: Mapping[str, Tensor]) -> Integrator:
-        return Integrator(**parameters, reset=self.reset, fire=self.surrogate)  # type: ignore[arg-type]
+        return Integrator(**parameters, reset=self.reset, fire=self.surrogate)

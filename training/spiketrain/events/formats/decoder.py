@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spiketrain.events.formats.base import EventFormatError
-from spiketrain.events.formats.source import Source
+from spiketrain.events.formats.source import BLOCK, Source
 from spiketrain.events.types import Events
 
 
 class Decoder(ABC):
     """One stream's bytes to events, with the state that the encoding has between them."""
+
+    block = BLOCK
+    """Bytes that it decodes fastest at once."""
 
     @abstractmethod
     def feed(self, data: bytes) -> Events:
@@ -59,6 +62,6 @@ class RecordDecoder(Decoder):
 
 def decoded(source: Source, decoder: Decoder) -> Iterator[Events]:
     """The rest of a source, block by block."""
-    for block in source.blocks():
+    for block in source.blocks(decoder.block):
         yield decoder.feed(block)
     decoder.finish()

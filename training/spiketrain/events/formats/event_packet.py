@@ -14,6 +14,7 @@ https://github.com/ros-event-camera/event_camera_codecs
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,20 +87,26 @@ class PacketDecoder:
     def __init__(self) -> None:
         self._evt3 = Evt3Decoder()
 
-    def feed(self, packet: EventPacket) -> Events:
-        """Raises EventFormatError for an encoding that is not known, or a length that is not whole."""
-        match packet.encoding:
+    def feed(self, packets: Sequence[EventPacket]) -> Events:
+        """Events of messages of one encoding and byte order.
+
+        Raises EventFormatError for an encoding that is not known, or a length that is not whole.
+        """
+        encoding = packets[0].encoding
+        match encoding:
             case "evt3":
-                words = np.frombuffer(_whole(packet, 2), ">u2" if packet.big_endian else "<u2")
-                return self._evt3.feed(words.astype("<u2").tobytes())
+                words = b"".join(_whole(packet, 2) for packet in packets)
+                if packets[0].big_endian:
+                    words = np.frombuffer(words, ">u2").astype("<u2").tobytes()
+                return self._evt3.feed(words)
             case "libcaer":
-                return _libcaer(packet)
+                return _libcaer(packets)
             case "mono":
-                return _mono(packet)
+                return _mono(packets)
             case "trigger":
                 return Events.empty()
         raise EventFormatError(
-            f"a message's events are encoded as {packet.encoding[:40]!r}; read are {', '.join(ENCODINGS)}"
+            f"a message's events are encoded as {encoding[:40]!r}; read are {', '.join(ENCODINGS)}"
         )
 
 
@@ -111,22 +118,32 @@ def _whole(packet: EventPacket, size: int) -> bytes:
     return packet.events
 
 
-def _libcaer(packet: EventPacket) -> Events:
+def _libcaer(packets: Sequence[EventPacket]) -> Events:
     # The words are little-endian whatever is_bigendian says: libcaer writes them so.
-    words = np.frombuffer(_whole(packet, WORDS.itemsize), WORDS)
+    words = np.frombuffer(b"".join(_whole(packet, WORDS.itemsize) for packet in packets), WORDS)
+    lengths = [len(packet.events) // WORDS.itemsize for packet in packets]
     t = (words["t"] & 0x7FFFFFFF).astype(np.int64)
-    if len(t) > 1 and bool((falls := np.diff(t) < -(1 << (TIME_BITS - 1))).any()):
-        t[1:] += np.cumsum(falls) << TIME_BITS
-    return Events(t + _microseconds(packet), *word_fields(words["data"]))
+    falls = np.flatnonzero(t[1:] - t[:-1] < -(1 << (TIME_BITS - 1))) + 1
+    ends = np.cumsum(lengths)
+    for at in falls.tolist():
+        # A wrap counts to the end of its message: time_base has it from the next one on.
+        message = int(np.searchsorted(ends, at, side="right"))
+        if at > ends[message] - lengths[message]:
+            t[at : ends[message]] += 1 << TIME_BITS
+    t += np.repeat([_microseconds(packet) for packet in packets], lengths)
+    return Events(t, *word_fields(words["data"]))
 
 
-def _mono(packet: EventPacket) -> Events:
-    words: NDArray[Any] = np.frombuffer(_whole(packet, 8), ">u8" if packet.big_endian else "<u8")
+def _mono(packets: Sequence[EventPacket]) -> Events:
+    order = ">u8" if packets[0].big_endian else "<u8"
+    words: NDArray[Any] = np.frombuffer(b"".join(_whole(packet, 8) for packet in packets), order)
+    lengths = [len(packet.events) // 8 for packet in packets]
     t = (words & 0xFFFFFFFF).astype(np.int64)
-    t += packet.time_base % 1000
+    t += np.repeat([packet.time_base % 1000 for packet in packets], lengths)
     t //= 1000
+    t += np.repeat([_microseconds(packet) for packet in packets], lengths)
     return Events(
-        t + _microseconds(packet),
+        t,
         ((words >> 32) & 0xFFFF).astype(np.uint16),
         ((words >> 48) & 0x7FFF).astype(np.uint16),
         (words >> 63).astype(np.uint8),

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from spiketrain.events.formats import evt3_native
 from spiketrain.events.formats.base import Contents, Format
 from spiketrain.events.formats.clock import Clock
 from spiketrain.events.formats.decoder import RecordDecoder, decoded
@@ -30,29 +31,32 @@ from spiketrain.events.types import Events, Int64s
 
 ADDR_Y, ADDR_X, VECT_BASE_X, VECT_12, VECT_8, TIME_LOW, TIME_HIGH = 0, 2, 3, 4, 5, 6, 8
 MAX_X = 0x7FF
-_UNKNOWN = -1
+_UNKNOWN = 0xFFFF
+"""An x or y that has not been said yet."""
 _NO_TIME = -(1 << 62)
 """Other times may be negative: an event from before the first wrap that was seen."""
 
 _MASKS = np.arange(1 << 12)
-_COUNTS = sum((_MASKS >> bit) & 1 for bit in range(12)).astype(np.uint8)
+_COUNTS = sum((_MASKS >> bit) & 1 for bit in range(12)).astype(np.intp)
 """How many bits are set in a mask of 12."""
-_STARTS = np.cumsum(_COUNTS, dtype=np.int64) - _COUNTS
+_STARTS = np.cumsum(_COUNTS) - _COUNTS
 _BITS = np.nonzero((_MASKS[:, None] >> np.arange(12)) & 1)[1].astype(np.uint16)
 """Which they are: those of mask m stand from _STARTS[m] on."""
 
 
-class _Words(NamedTuple):
-    """The words that carry events: their positions [N], and what they say."""
+class _Vectors(NamedTuple):
+    """The words VECT_12 and VECT_8: where they are among the carrying words [V], and what they say."""
 
-    at: Int64s
-    words: NDArray[np.uint16]
-    kind: NDArray[np.uint8]
+    which: Int64s
+    x: NDArray[np.uint16]
+    p: NDArray[np.uint8]
+    masks: NDArray[np.uint16]
 
 
 class Evt3Decoder(RecordDecoder):
     title = "EVT 3.0 words"
     dtype = np.dtype("<u2")
+    block = 1 << 16
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,111 +67,126 @@ class Evt3Decoder(RecordDecoder):
 
     def decode(self, records: NDArray[Any]) -> Events:
         kind = (records >> 12).astype(np.uint8)
-        vectors = (kind == VECT_12) | (kind == VECT_8)
-        at = np.flatnonzero((kind == ADDR_X) | vectors)
-        carrying = _Words(at, records[at], kind[at])
+        vector = (kind == VECT_12) | (kind == VECT_8)
+        unsure = self._time == _NO_TIME or self._y == _UNKNOWN
+        if not unsure and self._base <= MAX_X:
+            state = self._time, self._y, self._base, self._base_polarity
+            if (found := evt3_native.decode(records, kind, *state)) is not None:
+                self._pass_over(records, kind, vector)
+                return found
+        at = np.flatnonzero((kind == ADDR_X) | vector)
         t = self._times(records, kind, at)
         y = self._rows(records, kind, at)
-        known = (t != _NO_TIME) & (y != _UNKNOWN)
-        if bool(vectors.any()):
-            x, p = self._bases(records, kind, vectors, carrying)
-            known &= x != _UNKNOWN
-            return _spread(carrying, t, x, y, p, known)
-        self._keep_base(records, np.flatnonzero(kind == VECT_BASE_X))
-        words = carrying.words
+        words = records[at]
         x = words & MAX_X
         p = ((words >> 11) & 1).astype(np.uint8)
-        events = Events(t, x, y.astype(np.uint16), p)
-        return events if known.all() else events[known]
+        vectors = self._vectors(records, kind, vector, at)
+        if vectors is None:
+            events = Events(t, x.astype(np.uint16, copy=False), y, p)
+            return events[(t != _NO_TIME) & (y != _UNKNOWN)] if unsure else events
+        x[vectors.which], p[vectors.which] = vectors.x, vectors.p
+        return _spread(vectors, Events(t, x.astype(np.uint16, copy=False), y, p))
+
+    def _pass_over(
+        self, records: NDArray[Any], kind: NDArray[np.uint8], vector: NDArray[np.bool_]
+    ) -> None:
+        """The state behind these words, when their events are already decoded."""
+        nowhere = np.empty(0, np.intp)
+        self._times(records, kind, nowhere)
+        self._rows(records, kind, nowhere)
+        self._vectors(records, kind, vector, nowhere)
 
     def _times(self, records: NDArray[Any], kind: NDArray[np.uint8], at: Int64s) -> Int64s:
         """The time in force at each position."""
-        highs = kind == TIME_HIGH
-        timed = highs | (kind == TIME_LOW)
-        places = np.flatnonzero(timed)
+        is_timed = (kind == TIME_HIGH) | (kind == TIME_LOW)
+        places = np.flatnonzero(is_timed)
         if not len(places):
             return np.full(len(at), self._time, np.int64)
-        value = (records[places] & 0xFFF).astype(np.int64)
-        is_high = highs[places]
-        upper = self._clock.extend(value[is_high]) << 12
-        high = np.concatenate([[self._high], upper])[np.cumsum(is_high)]
+        value = records[places] & 0xFFF
+        is_high = kind[places] == TIME_HIGH
+        high = np.empty(int(np.count_nonzero(is_high)) + 1, np.int64)
+        high[0] = self._high
+        np.left_shift(self._clock.extend(value[is_high]), 12, out=high[1:])
         # A TIME_LOW says the lower bits, a new TIME_HIGH sets them to 0, and a repeated one leaves them alone.
-        new = high != np.concatenate([[self._high], high[:-1]])
-        setting = np.flatnonzero(~is_high | new)
-        low = np.where(is_high, 0, value)
-        since = np.cumsum(~is_high | new)
-        before = self._time & 0xFFF if self._time != _NO_TIME else 0
+        sets = ~is_high
+        sets[is_high] = high[1:] != high[:-1]
+        low = np.empty(int(np.count_nonzero(sets)) + 1, np.int64)
+        low[0] = 0 if self._time == _NO_TIME else self._time & 0xFFF
+        low[1:] = np.where(is_high[sets], 0, value[sets])
         t = np.empty(len(places) + 1, np.int64)
         t[0] = self._time
-        t[1:] = np.where(
-            high == _NO_TIME, _NO_TIME, high | np.concatenate([[before], low[setting]])[since]
-        )
+        upper = high[np.cumsum(is_high, dtype=np.int32)]
+        np.add(upper, low[np.cumsum(sets, dtype=np.int32)], out=t[1:])
+        if self._high == _NO_TIME:
+            t[1:][upper == _NO_TIME] = _NO_TIME
         self._high, self._time = int(high[-1]), int(t[-1])
-        return t[np.cumsum(timed, dtype=np.int32)[at]]
+        if not len(at):
+            return t[:0]
+        return t[np.cumsum(is_timed, dtype=np.int32)[at]]
 
-    def _rows(self, records: NDArray[Any], kind: NDArray[np.uint8], at: Int64s) -> NDArray[Any]:
+    def _rows(
+        self, records: NDArray[Any], kind: NDArray[np.uint8], at: Int64s
+    ) -> NDArray[np.uint16]:
         """The y in force at each position."""
-        addressed = kind == ADDR_Y
-        places = np.flatnonzero(addressed)
-        y = np.empty(len(places) + 1, np.int16)
+        is_row = kind == ADDR_Y
+        places = np.flatnonzero(is_row)
+        y = np.empty(len(places) + 1, np.uint16)
         y[0] = self._y
         y[1:] = records[places] & 0x7FF
         self._y = int(y[-1])
-        return y[np.cumsum(addressed, dtype=np.int32)[at]]
+        if not len(at):
+            return y[:0]
+        return y[np.cumsum(is_row, dtype=np.int32)[at]]
 
-    def _bases(
+    def _vectors(
         self,
         records: NDArray[Any],
         kind: NDArray[np.uint8],
-        vectors: NDArray[np.bool_],
-        carrying: _Words,
-    ) -> tuple[Int64s, NDArray[np.uint8]]:
-        """x of each carrying word (of a vector's first pixel) and its polarity."""
-        width = np.where(carrying.kind == ADDR_X, 0, np.where(carrying.kind == VECT_12, 12, 8))
-        moved = np.cumsum(width) - width
-        places = np.flatnonzero(kind == VECT_BASE_X)
-        words = records[places]
-        base = np.concatenate([[self._base], words & MAX_X]).astype(np.int64)
-        polarity = np.concatenate([[self._base_polarity], (words >> 11) & 1]).astype(np.uint8)
-        # How far vectors had moved in this block before each base.
-        before = np.searchsorted(carrying.at, places)
-        total = int(moved[-1] + width[-1]) if len(moved) else 0
-        offset = np.concatenate([[0], np.append(moved, total)[before]])
-        of = np.searchsorted(places, carrying.at)
-        x = np.where(base[of] == _UNKNOWN, _UNKNOWN, base[of] + moved - offset[of])
+        vector: NDArray[np.bool_],
+        at: Int64s,
+    ) -> _Vectors | None:
+        """None if there are none."""
+        is_base = kind == VECT_BASE_X
+        places, bases = np.flatnonzero(vector), np.flatnonzero(is_base)
+        base = np.concatenate([[self._base], records[bases] & MAX_X]).astype(np.int64)
+        polarity = np.concatenate([[self._base_polarity], (records[bases] >> 11) & 1])
+        is_eight = kind[places] == VECT_8
+        width = np.where(is_eight, 8, 12)
+        moved = np.concatenate([[0], np.cumsum(width)])
+        # By how much x had moved on in this block before each base; from there on it counts from the base.
+        before = np.concatenate([[0], moved[np.searchsorted(places, bases)]])
+        of = np.cumsum(is_base, dtype=np.int32)[places]
+        known = base[of] != _UNKNOWN
+        x = base[of] + moved[:-1] - before[of]
         if base[-1] != _UNKNOWN:
-            # Far beyond any sensor it need not be counted on.
-            self._base = min(int(base[-1]) + total - int(offset[-1]), MAX_X + 1)
+            # Beyond any sensor it need not be counted on.
+            self._base = min(int(base[-1] + moved[-1] - before[-1]), MAX_X + 1)
         self._base_polarity = int(polarity[-1])
-        single = carrying.kind == ADDR_X
-        x = np.where(single, carrying.words & MAX_X, x)
-        return x, np.where(single, (carrying.words >> 11) & 1, polarity[of]).astype(np.uint8)
+        if not len(places) or not len(at):
+            return None
+        masks = records[places] & np.where(is_eight, 0xFF, 0xFFF).astype(np.uint16)
+        masks[~known] = 0
+        return _Vectors(
+            np.flatnonzero(vector[at]),
+            np.minimum(x, MAX_X + 1).astype(np.uint16),
+            polarity[of].astype(np.uint8),
+            masks,
+        )
 
-    def _keep_base(self, records: NDArray[Any], places: Int64s) -> None:
-        if len(places):
-            word = int(records[places[-1]])
-            self._base, self._base_polarity = word & MAX_X, (word >> 11) & 1
 
-
-def _spread(
-    carrying: _Words,
-    t: Int64s,
-    x: Int64s,
-    y: NDArray[Any],
-    p: NDArray[np.uint8],
-    known: NDArray[np.bool_],
-) -> Events:
-    """One event for each bit that a vector has set."""
-    masks = carrying.words & np.where(carrying.kind == VECT_8, 0xFF, 0xFFF)
-    masks = np.where(carrying.kind == ADDR_X, 1, masks)
-    masks[~known] = 0
-    counts = _COUNTS[masks]
-    of = np.repeat(np.arange(len(masks)), counts)
-    ends = np.cumsum(counts, dtype=np.int64)
-    rank = np.arange(len(of)) - (ends - counts)[of]
-    x = x[of] + _BITS[_STARTS[masks][of] + rank]
-    events = Events(t[of], x.astype(np.uint16), y.astype(np.uint16)[of], p[of])
-    return events if not len(x) or int(x.max()) <= MAX_X else events[x <= MAX_X]
+def _spread(vectors: _Vectors, words: Events) -> Events:
+    """One event for each word, but for each vector one for each bit that it has set."""
+    counts = np.ones(len(words), np.intp)
+    counts[vectors.which] = _COUNTS[vectors.masks]
+    counts[(words.t == _NO_TIME) | (words.y == _UNKNOWN)] = 0
+    each = counts[vectors.which]
+    firsts = np.cumsum(counts) - counts
+    events = words[np.repeat(np.arange(len(words)), counts)]
+    rank = np.arange(int(each.sum())) - np.repeat(np.cumsum(each) - each, each)
+    bits = _BITS[np.repeat(_STARTS[vectors.masks], each) + rank]
+    events.x[np.repeat(firsts[vectors.which], each) + rank] += bits
+    inside = events.x <= MAX_X
+    return events if inside.all() else events[inside]
 
 
 def _recognises(source: Source) -> bool:

@@ -19,6 +19,7 @@ from spiketrain.events.types import Events
 MAGIC = b"SQLite format 3\0"
 MAX_MESSAGE = 1 << 26
 """Bytes."""
+BATCH = 1 << 17
 MAX_BYTES_IN_MEMORY = 1 << 31
 _WAL = 2
 
@@ -38,10 +39,30 @@ def _pieces(source: Source, first: sqlite3.Connection, topic: str) -> Iterator[E
     for index, file in enumerate(_files(source)):
         bag = _open_file(source, file) if index else first
         try:
-            for packet in _packets(bag, topic):
-                yield decoder.feed(packet)
+            for packets in _batches(_packets(bag, topic)):
+                yield decoder.feed(packets)
         except sqlite3.Error as error:
             raise EventFormatError(f"the bag is damaged or truncated: {error}") from None
+
+
+def _batches(packets: Iterator[EventPacket]) -> Iterator[list[EventPacket]]:
+    """Messages of one kind, as many as are decoded well at once. Those before a faulty one come out first."""
+    batch: list[EventPacket] = []
+    try:
+        for packet in packets:
+            if batch and (
+                (packet.encoding, packet.big_endian) != (batch[0].encoding, batch[0].big_endian)
+                or sum(len(each.events) for each in batch) > BATCH
+            ):
+                yield batch
+                batch = []
+            batch.append(packet)
+    except (EventFormatError, sqlite3.Error):
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
 
 
 def _packets(bag: sqlite3.Connection, topic: str) -> Iterator[EventPacket]:
