@@ -180,6 +180,7 @@ class ModelMetrics:
     def window(self) -> None:
         self._metrics.windows.labels(*self._labels).inc()
 
-    def received(self, accepted: int, late: int, outside: int) -> None:
-        for outcome, count in (("accepted", accepted), ("late", late), ("outside", outside)):
+    def received(self, accepted: int, late: int, outside: int, filtered: int = 0) -> None:
+        outcomes = {"accepted": accepted, "late": late, "outside": outside, "filtered": filtered}
+        for outcome, count in outcomes.items():
             self._metrics.events.labels(*self._labels, outcome).inc(count)

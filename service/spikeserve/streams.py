@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
+from spiketrain.events.decisions import Decider, Decision
 from spiketrain.events.types import Events
 from spiketrain.events.windows import Window, Windows
 from spiketrain.manifest import EventInput
+from spiketrain.manifest import Window as WindowRule
+from spiketrain.stream_rules import MAX_FILTERS, DecisionRule, FilterRule, size_after
 
 from spikeserve.classify import DEFAULT_TOP_K, Prediction, account, ranked
 from spikeserve.engine import EngineStream, RunResult
@@ -33,7 +36,11 @@ _INLINE_EVENTS = 1 << 14
 @dataclass(frozen=True)
 class StreamOptions:
     """`sensor` is width and height, checked where it is given. Stream time starts at `start_us`, else at the first
-    event; a window waits `lateness_us` for events that come out of order."""
+    event; a window waits `lateness_us` for events that come out of order.
+
+    `filters` come before the model's own, and lead from `sensor` to the one it was made for. Another `window` rule than
+    the model's is refused without `force`. `decision` replaces the model's own rule, if it has one.
+    """
 
     model: str | None = None
     version: str | None = None
@@ -41,14 +48,19 @@ class StreamOptions:
     start_us: int | None = None
     lateness_us: int = 0
     rates: bool = True
+    filters: tuple[FilterRule, ...] = ()
+    window: WindowRule | None = None
+    force: bool = False
+    decision: DecisionRule | None = None
 
 
 @dataclass(frozen=True)
 class WindowAnswer:
     """The answer to the window [start_us, end_us) with so many events in it.
 
-    `predictions` is running (engine.readout.RunningReadout), `raw` of this window only. `late`, `outside` and `skipped`
-    count from the stream's beginning. `latency_seconds` runs from the message that closed the window to the answer.
+    `predictions` is running (engine.readout.RunningReadout), `raw` of this window only. `late`, `outside`, `skipped` and
+    `filtered` count from the stream's beginning. `latency_seconds` runs from the message that closed the window to the answer.
+    `decision` is None where none was asked for; no decision is one without an index.
     """
 
     model: str
@@ -66,6 +78,8 @@ class WindowAnswer:
     outside: int
     skipped: int
     latency_seconds: float
+    filtered: int = 0
+    decision: Decision | None = None
 
 
 class Streams:
@@ -82,7 +96,8 @@ class Streams:
     async def open(self, options: StreamOptions) -> Stream:
         """Raises ServiceError: NOT_FOUND, IMPOSSIBLE where model and options do not fit, UNAVAILABLE at the limit."""
         model = self._repository.get(options.model, options.version, "events")
-        windows = self._windows(model, options)
+        spec = self._input(model, options)
+        windows = self._windows(model, spec, options)
         if self._closed:
             raise _shutting_down()
         limit = self._settings.max_streams
@@ -90,7 +105,14 @@ class Streams:
             raise ServiceError(ErrorKind.UNAVAILABLE, f"{limit} streams are open, the limit", 5.0)
         engine = model.engine.open_stream()
         stream = Stream(
-            model, windows, engine, options.rates, self._settings, self._cutters, self._open.discard
+            model,
+            spec,
+            windows,
+            engine,
+            options,
+            self._settings,
+            self._cutters,
+            self._open.discard,
         )
         self._open.add(stream)
         return stream
@@ -102,7 +124,8 @@ class Streams:
             stream.end(_shutting_down())
         self._cutters.shutdown(wait=False, cancel_futures=True)
 
-    def _windows(self, model: LoadedModel, options: StreamOptions) -> Windows:
+    def _input(self, model: LoadedModel, options: StreamOptions) -> EventInput:
+        """The model's input, from the client's camera on."""
         spec = model.manifest.input
         if not isinstance(spec, EventInput):
             raise _impossible(
@@ -113,11 +136,33 @@ class Streams:
                 f"model {model.name} has parameters for each of its {model.manifest.timesteps} timesteps, "
                 "and a stream goes on: use a model with other neurons"
             )
-        if options.sensor is not None and options.sensor != spec.sensor:
-            asked, made_for = (
-                f"{width} x {height}" for width, height in (options.sensor, spec.sensor)
+        sensor = options.sensor or spec.sensor
+        filters = (*options.filters, *spec.filters)
+        if len(filters) > MAX_FILTERS:
+            raise _impossible(
+                f"{len(options.filters)} filters and the {len(spec.filters)} of model {model.name} are more than "
+                f"{MAX_FILTERS}"
             )
-            raise _impossible(f"sensor is {asked}: model {model.name} was made for {made_for}")
+        try:
+            left = size_after(options.filters, sensor)
+        except ValueError as error:
+            raise _impossible(str(error)) from error
+        if left != spec.sensor:
+            asked, made_for = (f"{width} x {height}" for width, height in (left, spec.sensor))
+            after = " after the filters" if options.filters else ""
+            raise _impossible(
+                f"sensor is {asked}{after}: model {model.name} was made for {made_for}"
+            )
+        window = options.window or spec.window
+        if window != spec.window and not options.force:
+            raise _impossible(
+                f"windows by {_rule(window)} were asked for: model {model.name} was trained with windows by "
+                f"{_rule(spec.window)}, and may be wrong with others; set force to have them all the same"
+            )
+        changes = {"sensor": sensor, "filters": filters, "window": window}
+        return spec.model_copy(update=changes)
+
+    def _windows(self, model: LoadedModel, spec: EventInput, options: StreamOptions) -> Windows:
         if not 0 <= options.lateness_us <= MAX_LATENESS_US:
             raise _impossible(
                 f"lateness_us is {options.lateness_us}: it must be from 0 to {MAX_LATENESS_US}"
@@ -135,17 +180,21 @@ class Stream:
     def __init__(
         self,
         model: LoadedModel,
+        spec: EventInput,
         windows: Windows,
         engine: EngineStream,
-        rates: bool,
+        options: StreamOptions,
         settings: Settings,
         cutters: ThreadPoolExecutor,
         forget: Callable[[Stream], None],
     ) -> None:
         self.model = model
+        self.spec = spec
+        rule = options.decision or model.manifest.decision
+        self._decider = Decider(rule, len(model.manifest.classes)) if rule is not None else None
         self._windows = windows
         self._engine = engine
-        self._rates = rates
+        self._rates = options.rates
         self._settings = settings
         self._cutters = cutters
         self._forget = forget
@@ -154,7 +203,7 @@ class Stream:
         self._turn = asyncio.Lock()
         self._closed: asyncio.Future[ServiceError | None] = self._loop.create_future()
         self._finished = False
-        self._received = self._accepted = self._late = self._outside = 0
+        self._received = self._accepted = self._late = self._outside = self._filtered = 0
         self._idle = self._loop.call_later(settings.stream_idle_seconds, self._expire)
 
     async def feed(self, events: Events) -> list[WindowAnswer]:
@@ -185,9 +234,14 @@ class Stream:
         self.end(None)
 
     @property
-    def drops(self) -> tuple[int, int, int]:
-        """Late events, events outside of the sensor, and windows skipped, from the stream's beginning."""
-        return self._windows.late, self._windows.outside, self._windows.skipped
+    def drops(self) -> tuple[int, int, int, int]:
+        """Late events, those outside of the sensor, windows skipped, and events filtered, from the stream's beginning."""
+        windows = self._windows
+        return windows.late, windows.outside, windows.skipped, windows.filtered
+
+    @property
+    def decision(self) -> DecisionRule | None:
+        return None if self._decider is None else self._decider.rule
 
     async def wait_closed(self) -> ServiceError | None:
         """Returns when the stream is closed: None where the caller closed it, else why it was."""
@@ -278,16 +332,31 @@ class Stream:
             outside=self._windows.outside,
             skipped=self._windows.skipped,
             latency_seconds=latency,
+            filtered=self._windows.filtered,
+            decision=None
+            if self._decider is None
+            else self._decider.add(
+                raw,
+                window=window.index,
+                start_us=window.start_us,
+                end_us=window.end_us,
+                events=window.events,
+            ),
         )
 
     def _count(self, events: int) -> None:
         """Tell the metrics. An event that waits for late ones counts as accepted until it turns out late itself."""
         windows = self._windows
         self._received += events
-        accepted = max(self._accepted, self._received - windows.late - windows.outside)
+        dropped = windows.late + windows.outside + windows.filtered
+        accepted = max(self._accepted, self._received - dropped)
         self.model.metrics.received(
-            accepted - self._accepted, windows.late - self._late, windows.outside - self._outside
+            accepted - self._accepted,
+            windows.late - self._late,
+            windows.outside - self._outside,
+            windows.filtered - self._filtered,
         )
+        self._filtered = windows.filtered
         self._accepted, self._late, self._outside = accepted, windows.late, windows.outside
 
     def _check_open(self) -> None:
@@ -317,6 +386,11 @@ class Stream:
 
 class _NothingChangedError(Exception):
     """A message was refused before any of it was taken in."""
+
+
+def _rule(window: WindowRule) -> str:
+    terms = ", ".join(f"{k} {v}" for k, v in window.model_dump(exclude={"kind"}).items())
+    return f"{window.kind} ({terms})"
 
 
 def _impossible(message: str) -> ServiceError:

@@ -1,4 +1,4 @@
-"""The command line: spiketrain train | evaluate | convert | inspect."""
+"""The command line: spiketrain train | evaluate | convert | export | import | inspect."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from spiketrain.convert.command import convert
+from spiketrain.convert.export_command import export, import_model
 from spiketrain.inspect import inspect_file
 from spiketrain.train import TrainingError
 from spiketrain.training_commands import evaluate_checkpoint, train
@@ -46,6 +47,8 @@ app = typer.Typer(
 app.command()(train)
 app.command("evaluate")(evaluate_checkpoint)
 app.command()(convert)
+app.command()(export)
+app.command("import")(import_model)
 
 
 @app.command()

@@ -19,6 +19,7 @@ MAX_PIXELS = 1 << 21
 """Of a sensor whose pixels a filter remembers one by one: a full HD camera has fewer."""
 
 _MAX_US = 10_000_000
+_MAX_SIDE = 1 << 16
 
 
 class _Rule(BaseModel):
@@ -163,6 +164,10 @@ FilterRule = Annotated[
 
 def size_after(filters: tuple[FilterRule, ...], sensor: Size) -> Size:
     """The sensor that is left after the filters. Raises ValueError where one does not fit."""
+    if not filters:
+        return sensor
+    if min(sensor) < 1 or max(sensor) > _MAX_SIDE:
+        raise ValueError(f"sensor {sensor[0]}x{sensor[1]}: sides are 1 to {_MAX_SIDE} pixels")
     for rule in filters:
         sensor = rule.size_after(sensor)
     return sensor

@@ -10,6 +10,7 @@ with StreamClient("127.0.0.1:8001") as client:
 
 from spikeserve.client.answers import (
     Classification,
+    Decision,
     Drops,
     Ended,
     ModelSummary,
@@ -30,6 +31,7 @@ __all__ = [
     "Classification",
     "Client",
     "ClientError",
+    "Decision",
     "Drops",
     "Ended",
     "EventStream",

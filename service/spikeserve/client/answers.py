@@ -70,6 +70,7 @@ class Drops:
     skipped_windows: int
     lost_packets: int
     repeated_packets: int
+    filtered_events: int = 0
 
     def __bool__(self) -> bool:
         return any((self.late_events, self.outside_events, self.skipped_windows, self.lost_packets))
@@ -88,8 +89,23 @@ class Opened:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """`index` and `label` are None where there is no decision; `evidence` and `lead` then are of what comes nearest."""
+
+    index: int | None
+    label: str | None
+    evidence: float
+    lead: float
+    since_us: int
+    changed: bool
+
+
+@dataclass(frozen=True)
 class Window:
-    """`predictions` are the likeliest classes by the stream so far, likeliest first; `raw` by this window alone."""
+    """`predictions` are the likeliest classes by the stream so far, likeliest first; `raw` by this window alone.
+
+    `decision` is None where neither the client nor the model asked for one.
+    """
 
     index: int
     start_us: int
@@ -103,6 +119,7 @@ class Window:
     drops: Drops
     latency_seconds: float
     sequence: int
+    decision: Decision | None = None
 
     @property
     def best(self) -> Prediction:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import grpc
 from spiketrain.events import wire
+from spiketrain.manifest import CountWindow, DurationWindow
+from spiketrain.stream_rules import DecisionRule, FilterRule
 
-from spikeserve.client.answers import Drops, Ended, Opened, Prediction, Window
+from spikeserve.client.answers import Decision, Drops, Ended, Opened, Prediction, Window
 from spikeserve.client.errors import from_rpc
 from spikeserve.client.packets import Advance, Packet
+from spikeserve.grpc import rules
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.grpc.v1.spikeserve_pb2_grpc import SpikeServeStub
+
+WindowRule: TypeAlias = DurationWindow | CountWindow
 
 DEFAULT_TARGET = "127.0.0.1:8001"
 
@@ -37,13 +42,22 @@ class StreamClient:
         start_us: int | None = None,
         lateness_us: int = 0,
         rates: bool = True,
+        filters: Iterable[FilterRule] = (),
+        window: WindowRule | None = None,
+        force: bool = False,
+        decision: DecisionRule | None = None,
     ) -> EventStream:
         """Sends the packets, from a thread of its own, and gives the answers: one Window for each window.
 
         `sensor` is width and height, checked against the model's; `start_us` the stream time at which the first
-        window begins, unless given that of the first event. Raises ClientError when the answers are read.
+        window begins, unless given that of the first event. `filters` lead from the sensor to the model's; another
+        `window` rule than the model's needs `force`; with `decision` the answers have one.
+
+        Raises ClientError when the answers are read.
         """
-        opening = _open_message(model, version, sensor, start_us, lateness_us, rates)
+        opening = _open_message(
+            model, version, sensor, start_us, lateness_us, rates, filters, window, force, decision
+        )
         sender = _Sender(opening)
         return EventStream(self._stub.StreamEvents(sender.send(packets)), sender, self._target)
 
@@ -104,9 +118,15 @@ class AsyncStreamClient:
         start_us: int | None = None,
         lateness_us: int = 0,
         rates: bool = True,
+        filters: Iterable[FilterRule] = (),
+        window: WindowRule | None = None,
+        force: bool = False,
+        decision: DecisionRule | None = None,
     ) -> AsyncEventStream:
         """As `StreamClient.stream`."""
-        opening = _open_message(model, version, sensor, start_us, lateness_us, rates)
+        opening = _open_message(
+            model, version, sensor, start_us, lateness_us, rates, filters, window, force, decision
+        )
         sender = _Sender(opening)
         messages = (
             sender.send(packets) if isinstance(packets, Iterable) else sender.send_async(packets)
@@ -165,6 +185,10 @@ def _open_message(
     start_us: int | None,
     lateness_us: int,
     rates: bool,
+    filters: Iterable[FilterRule],
+    window: WindowRule | None,
+    force: bool,
+    decision: DecisionRule | None,
 ) -> pb.EventMessage:
     width, height = sensor or (0, 0)
     opening = pb.OpenStream(
@@ -175,7 +199,15 @@ def _open_message(
         encoding=pb.ENCODING_COLUMNS_V1,
         lateness_us=lateness_us,
         rates=rates,
+        filters=rules.filter_messages(filters),
+        force=force,
     )
+    if isinstance(window, DurationWindow):
+        opening.window_us = window.microseconds
+    elif isinstance(window, CountWindow):
+        opening.window_us, opening.window_events = window.max_microseconds, window.events
+    if decision is not None:
+        opening.decision.CopyFrom(rules.decision_message(decision))
     if start_us is not None:
         opening.start_us = start_us
     return pb.EventMessage(open=opening)
@@ -259,6 +291,19 @@ def _window(message: pb.WindowAnswer) -> Window:
         drops=_drops(message.drops),
         latency_seconds=message.latency_seconds,
         sequence=message.sequence,
+        decision=_decision(message.decision) if message.HasField("decision") else None,
+    )
+
+
+def _decision(message: pb.Decision) -> Decision:
+    decided = message.HasField("index")
+    return Decision(
+        message.index if decided else None,
+        message.label if decided else None,
+        message.evidence,
+        message.lead,
+        message.since_us,
+        message.changed,
     )
 
 
@@ -273,4 +318,5 @@ def _drops(message: pb.Drops) -> Drops:
         skipped_windows=message.skipped_windows,
         lost_packets=message.lost_packets,
         repeated_packets=message.repeated_packets,
+        filtered_events=message.filtered_events,
     )

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from spiketrain.events import wire
 from spiketrain.events.types import Events
-from spiketrain.manifest import CountWindow, DurationWindow, EventInput
+from spiketrain.manifest import CountWindow, DurationWindow
 
 from spikeserve.classify import Classification, ClassifyRequest, Prediction
 from spikeserve.errors import ErrorKind, ServiceError
+from spikeserve.grpc import rules
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
-from spikeserve.repository import LoadedModel, ModelInfo
-from spikeserve.streams import StreamOptions, WindowAnswer
+from spikeserve.repository import ModelInfo
+from spikeserve.streams import Stream, StreamOptions, WindowAnswer
 
 ENCODINGS: dict[pb.Encoding.ValueType, wire.Encoding] = {
     pb.ENCODING_COLUMNS_V1: wire.Encoding.COLUMNS_V1,
+    pb.ENCODING_EVT2: wire.Encoding.EVT2,
+    pb.ENCODING_EVT3: wire.Encoding.EVT3,
+    pb.ENCODING_AEDAT3_WORDS: wire.Encoding.AEDAT3_WORDS,
 }
 """The layouts that this server reads."""
 
@@ -60,6 +64,13 @@ def classify_response(result: Classification) -> pb.ClassifyResponse:
 
 
 def stream_options(message: pb.OpenStream) -> StreamOptions:
+    """Raises ServiceError MALFORMED for a filter, a decision rule or windows that cannot be."""
+    try:
+        filters = rules.filter_rules(message.filters)
+        decision = rules.decision_rule(message.decision) if message.HasField("decision") else None
+        window = rules.window_rule(message.window_us, message.window_events)
+    except ValueError as error:
+        raise ServiceError(ErrorKind.MALFORMED, f"open: {error}") from None
     sensor = (message.sensor_width, message.sensor_height)
     return StreamOptions(
         model=message.model or None,
@@ -68,6 +79,10 @@ def stream_options(message: pb.OpenStream) -> StreamOptions:
         start_us=message.start_us if message.HasField("start_us") else None,
         lateness_us=message.lateness_us,
         rates=message.rates if message.HasField("rates") else True,
+        filters=filters,
+        window=window,
+        force=message.force,
+        decision=decision,
     )
 
 
@@ -84,37 +99,44 @@ def encoding(named: pb.Encoding.ValueType, default: wire.Encoding) -> wire.Encod
     return ENCODINGS[named]
 
 
-def packet_events(packet: pb.EventPacket, default: wire.Encoding) -> Events:
-    """Raises ServiceError MALFORMED for a payload that is not what its encoding says."""
+def packet_events(
+    packet: pb.EventPacket, default: wire.Encoding, decoder: wire.Decoder, max_events: int
+) -> Events:
+    """Raises ServiceError MALFORMED for a payload that is not what its encoding says, TOO_LARGE for too many events."""
     layout = encoding(packet.encoding, default)
     try:
-        return wire.decode(layout, packet.payload, packet.base_us)
+        return decoder.feed(layout, packet.payload, packet.base_us, max_events)
     except ValueError as error:
+        large = isinstance(error, wire.TooManyEventsError)
         raise ServiceError(
-            ErrorKind.MALFORMED, f"events: packet {packet.sequence}: {error}"
+            ErrorKind.TOO_LARGE if large else ErrorKind.MALFORMED,
+            f"events: packet {packet.sequence}: {error}",
         ) from None
 
 
-def stream_opened(model: LoadedModel) -> pb.StreamOpened:
-    spec = model.manifest.input
+def stream_opened(stream: Stream) -> pb.StreamOpened:
+    model, spec = stream.model, stream.spec
     opened = pb.StreamOpened(
         model=model.name,
         version=model.version,
         classes=model.manifest.classes,
         encodings=list(ENCODINGS),
     )
-    if isinstance(spec, EventInput):
-        opened.sensor_width, opened.sensor_height = spec.sensor
-        if isinstance(spec.window, DurationWindow):
-            opened.window_us = spec.window.microseconds
-        elif isinstance(spec.window, CountWindow):
-            opened.window_us = spec.window.max_microseconds
-            opened.window_events = spec.window.events
+    opened.sensor_width, opened.sensor_height = spec.sensor
+    if isinstance(spec.window, DurationWindow):
+        opened.window_us = spec.window.microseconds
+    elif isinstance(spec.window, CountWindow):
+        opened.window_us = spec.window.max_microseconds
+        opened.window_events = spec.window.events
+    if stream.decision is not None:
+        opened.decision.CopyFrom(rules.decision_message(stream.decision))
     return opened
 
 
-def window_answer(answer: WindowAnswer, drops: pb.Drops, sequence: int) -> pb.WindowAnswer:
-    return pb.WindowAnswer(
+def window_answer(
+    answer: WindowAnswer, classes: Sequence[str], drops: pb.Drops, sequence: int
+) -> pb.WindowAnswer:
+    message = pb.WindowAnswer(
         index=answer.index,
         start_us=answer.start_us,
         end_us=answer.end_us,
@@ -128,6 +150,19 @@ def window_answer(answer: WindowAnswer, drops: pb.Drops, sequence: int) -> pb.Wi
         latency_seconds=answer.latency_seconds,
         sequence=sequence,
     )
+    if answer.decision is not None:
+        decided = answer.decision
+        message.decision.CopyFrom(
+            pb.Decision(
+                index=decided.index,
+                label="" if decided.index is None else classes[decided.index],
+                evidence=decided.evidence,
+                lead=decided.lead,
+                since_us=decided.since_us,
+                changed=decided.changed,
+            )
+        )
+    return message
 
 
 def model(info: ModelInfo) -> pb.Model:

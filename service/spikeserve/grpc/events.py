@@ -22,6 +22,8 @@ from spikeserve.streams import Stream, Streams, WindowAnswer
 
 T = TypeVar("T")
 
+_INLINE_BYTES = 1 << 17
+
 
 class PacketCount:
     """Numbers of packets only rise: what is left out was lost, what does not rise was sent again."""
@@ -98,11 +100,12 @@ class _Conversation:
         self._settings = settings
         self._context = context
         self._packets = PacketCount()
+        self._decoder = wire.Decoder()
         self._totals = pb.StreamEnded()
         self._closed = asyncio.create_task(stream.wait_closed())
 
     async def run(self) -> None:
-        await self._write(pb.EventAnswer(opened=convert.stream_opened(self._stream.model)))
+        await self._write(pb.EventAnswer(opened=convert.stream_opened(self._stream)))
         while True:
             message = await self._unless_closed(self._context.read())
             if message is grpc.aio.EOF:
@@ -138,26 +141,37 @@ class _Conversation:
                 f"packet {packet.sequence} has {len(packet.payload)} bytes, the limit is {limit} "
                 "(SPIKESERVE_MAX_MESSAGE_BYTES): send its events in several",
             )
-        events = convert.packet_events(packet, self._encoding)
+        lost = self._packets.lost
         if not self._packets.is_new(packet.sequence):
             return []
+        if self._packets.lost > lost:
+            self._decoder.lost()
+        most = self._settings.max_message_events
+        given = (packet, self._encoding, self._decoder, most)
+        if len(packet.payload) <= _INLINE_BYTES:
+            events = convert.packet_events(*given)
+        else:
+            # A camera's words take a while, and the event loop has other streams too.
+            events = await asyncio.to_thread(convert.packet_events, *given)
         return await self._stream.feed(events)
 
     async def _answer(self, answers: list[WindowAnswer]) -> None:
         for answer in answers:
             self._totals.windows += 1
             self._totals.events += answer.events
-            drops = self._drops(answer.late, answer.outside, answer.skipped)
-            window = convert.window_answer(answer, drops, self._packets.last)
+            drops = self._drops(answer.late, answer.outside, answer.skipped, answer.filtered)
+            classes = self._stream.model.manifest.classes
+            window = convert.window_answer(answer, classes, drops, self._packets.last)
             await self._write(pb.EventAnswer(window=window))
 
-    def _drops(self, late: int, outside: int, skipped: int) -> pb.Drops:
+    def _drops(self, late: int, outside: int, skipped: int, filtered: int) -> pb.Drops:
         return pb.Drops(
             late_events=late,
             outside_events=outside,
             skipped_windows=skipped,
             lost_packets=self._packets.lost,
             repeated_packets=self._packets.repeated,
+            filtered_events=filtered,
         )
 
     async def _write(self, answer: pb.EventAnswer) -> None:

@@ -60,7 +60,13 @@ async def test_a_stream_is_opened_answered_once_a_window_and_ended(
     assert opened.opened.model == "moves"
     assert opened.opened.window_us == 10_000
     assert (opened.opened.sensor_width, opened.opened.sensor_height) == (34, 34)
-    assert list(opened.opened.encodings) == [pb.ENCODING_COLUMNS_V1]
+    assert list(opened.opened.encodings) == [
+        pb.ENCODING_COLUMNS_V1,
+        pb.ENCODING_EVT2,
+        pb.ENCODING_EVT3,
+        pb.ENCODING_AEDAT3_WORDS,
+    ]
+    assert not opened.opened.HasField("decision")
     assert len(middle) == 10
     for index, answer in enumerate(windows(middle)):
         inside = (events.t >= index * 10_000) & (events.t < (index + 1) * 10_000)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from itertools import pairwise
 
@@ -10,12 +12,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
+from spiketrain.checkpoint import model_digest
 from spiketrain.events import Events, Windows, filters, recording_frames
 from spiketrain.events.filters import FilterChain
-from spiketrain.manifest import CountWindow, DurationWindow, EventInput, NumberWindow
+from spiketrain.manifest import (
+    CountWindow,
+    DurationWindow,
+    EventInput,
+    Manifest,
+    NetworkSpec,
+    NumberWindow,
+)
+from spiketrain.neurons import CLIFConfig
 from spiketrain.stream_rules import (
     MAX_FILTERS,
     BackgroundActivity,
+    DecisionRule,
     DownSample,
     FilterRule,
     HotPixels,
@@ -375,3 +387,35 @@ def test_an_input_without_filters_is_written_as_it_always_was():
         "region",
         "refractory",
     ]
+
+
+def test_filters_and_decision_are_part_of_what_decides_an_answer():
+    plain = EventInput(sensor=SENSOR, shape=(2, 5, 7), window=DurationWindow(microseconds=1))
+
+    def digest(**changes) -> str:
+        given = {
+            "name": "m",
+            "network": NetworkSpec(name="small-conv"),
+            "neuron": CLIFConfig(),
+            "timesteps": 1,
+            "input": plain,
+            "classes": ("a", "b"),
+        }
+        manifest = Manifest(**given | changes)
+        assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+        return model_digest(manifest, {})
+
+    filtered = plain.model_copy(update={"filters": (InvertPolarity(),)})
+    assert len({digest(), digest(input=filtered), digest(decision=DecisionRule())}) == 3
+    written = {
+        "network": {"name": "small-conv", "arguments": {}},
+        "neuron": CLIFConfig().model_dump(mode="json"),
+        "layers": {},
+        "timesteps": 1,
+        "input": plain.model_dump(mode="json"),
+        "classes": ["a", "b"],
+        "readout": "mean",
+    }
+    # What checkpoints from before there were filters and decisions were sealed with.
+    before = hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()
+    assert digest() == before

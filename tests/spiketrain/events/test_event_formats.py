@@ -170,7 +170,7 @@ def zip_with(method: int = zipfile.ZIP_DEFLATED, **members: bytes) -> bytes:
 def test_a_zip_bomb_is_refused_before_it_unpacks():
     bomb = zip_with(t=bytes(50_000_000))
     assert len(bomb) < 100_000
-    with pytest.raises(EventFormatError, match="column t unpacks to 50000000 bytes"):
+    with pytest.raises(EventFormatError, match="column t is no NumPy array"):
         read_recording(bomb, max_events=1000)
 
 
@@ -198,7 +198,9 @@ def test_more_events_than_allowed_are_refused(tmp_path):
             read_recording(data, max_events=999)
     large = tmp_path / "large.bin"
     large.write_bytes(bytes(50_000))
-    with pytest.raises(EventFormatError, match="50000 bytes are more than 10 events"):
+    with pytest.raises(
+        EventFormatError, match=r"large\.bin: there are more than the allowed 10 events"
+    ):
         read_recording(large, max_events=10)
 
 
@@ -246,8 +248,8 @@ def test_empty_and_unknown_files(tmp_path):
     with pytest.raises(EventFormatError, match=r"nothing\.npz: .*0 bytes"):
         read_recording(path)
     with pytest.raises(EventFormatError, match="no recording of a known format"):
-        read_recording(b"#!AER-DAT2.0\r\n" + bytes(100))
-    with pytest.raises(EventFormatError, match="known are npz, csv, n-mnist"):
+        read_recording(b"#!no recording" + bytes(100))
+    with pytest.raises(EventFormatError, match="known are npz, aedat2"):
         read_recording(b"123", "jpeg")
     with pytest.raises(FileNotFoundError):
         read_recording(tmp_path / "missing.bin")

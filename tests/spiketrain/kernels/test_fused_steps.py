@@ -19,7 +19,7 @@ from spiketrain.neurons import (
     LIF,
     PLIF,
     CLIFConfig,
-    GLIFConfig,
+    CLIFState,
     LIFConfig,
     NeuronLayer,
 )
@@ -55,7 +55,25 @@ NEURONS: dict[str, Callable[[Any], Any]] = {
     "clif-odd-tau": lambda fire: CLIF(tau=3.1, threshold=0.8, fire=fire),
     "ilif": lambda fire: ILIF(fire=fire),
     "ilif-strong": lambda fire: ILIF(3.1, 0.8, current_decay=0.6, potential_decay=0.9, fire=fire),
+    "glif": lambda fire: glif(5, 11, fire),
+    "glif-few-conductances": lambda fire: glif(5, 4, fire),
 }
+
+
+def glif(channels: int, timesteps: int, fire: Any) -> GLIF:
+    generator = torch.Generator().manual_seed(5)
+    shapes = [(channels,)] * 7 + [(timesteps, channels)]
+    values = [0.1 + 0.8 * torch.rand(shape, generator=generator) for shape in shapes]
+    return GLIF(*(value.requires_grad_() for value in values), fire=fire)
+
+
+def learned(neuron: Any) -> list[Tensor]:
+    return [value for value in neuron if isinstance(value, Tensor)]
+
+
+def floating(state: Any, make: Callable[[Tensor], Tensor]) -> Any:
+    """The state with `make` applied to all but GLIF's count of timesteps."""
+    return type(state)(*(make(value) if value.is_floating_point() else value for value in state))
 
 
 def currents(*shape: int, seed: int = 0) -> Tensor:
@@ -70,10 +88,10 @@ def like(values: Any, seed: int) -> list[Tensor]:
 def outcome(run: Callable[..., Any], neuron: Any, x: Tensor, state: Any) -> dict[str, Any]:
     """Spikes, last state, and the gradients of everything for random gradients of spikes and last state."""
     x = x.detach().requires_grad_()
-    state = type(state)(*(value.detach().requires_grad_() for value in state))
+    state = floating(state, lambda value: value.detach().requires_grad_())
     spikes, last = run(neuron, x, state)
-    outputs = [spikes, *last]
-    inputs = [x, *state, *([neuron.w] if isinstance(neuron, PLIF) else [])]
+    outputs = [value for value in (spikes, *last) if value.is_floating_point()]
+    inputs = [value for value in (x, *state) if value.is_floating_point()] + learned(neuron)
     gradients = torch.autograd.grad(outputs, inputs, like(outputs, 1))
     return {"spikes": spikes.detach(), "last": [v.detach() for v in last], "gradients": gradients}
 
@@ -97,7 +115,7 @@ def test_fused_is_plain(name: str, surrogate: str) -> None:
     # More neurons than a block holds, and not a whole number of blocks.
     x = currents(11, 3, 5, 9, 8)
     state = neuron.initial_state(x[0])
-    state = type(state)(*(0.5 * value for value in like(state, 2)))
+    state = floating(state, lambda value: 0.5 * like([value], 2)[0])
     fused, plain = outcome(run_steps, neuron, x, state), outcome(plain_steps, neuron, x, state)
     assert torch.equal(fused["spikes"], plain["spikes"])
     assert 0.02 < fused["spikes"].mean() < 0.9
@@ -107,10 +125,10 @@ def test_fused_is_plain(name: str, surrogate: str) -> None:
 
 
 @pytest.mark.usefixtures("fused_only")
-@pytest.mark.parametrize("name", ["lif", "clif", "ilif"])
+@pytest.mark.parametrize("name", ["lif", "clif", "ilif", "glif"])
 def test_spikes_stay_the_same_over_many_steps(name: str) -> None:
     neuron = NEURONS[name](Rectangle())
-    x = currents(64, 2, 16384)
+    x = currents(64, 2, 5, 3200)
     with torch.no_grad():
         spikes = run_steps(neuron, x, neuron.initial_state(x[0]))[0]
         expected = plain_steps(neuron, x, neuron.initial_state(x[0]))[0]
@@ -140,10 +158,10 @@ def _sigmoids(loops: Any) -> Any:
 
 
 @pytest.mark.usefixtures("fused_only")
-@pytest.mark.parametrize("name", ["plif", "clif", "ilif"])
+@pytest.mark.parametrize("name", ["plif", "clif", "ilif", "glif"])
 def test_threads_share_the_work(name: str) -> None:
     neuron = NEURONS[name](Rectangle())
-    x = currents(8, 4, 50_001)
+    x = currents(8, 4, 5, 10_001)
     before = torch.get_num_threads()
     results = []
     try:
@@ -183,11 +201,13 @@ def channels_last(x: Tensor) -> Tensor:
     [channels_last, lambda x: x.transpose(2, 4), lambda x: x[:, :, ::2], lambda x: x[::2]],
     ids=["channels-last", "transposed", "sliced", "every-second-step"],
 )
-def test_any_layout_in_memory(layout: Callable[[Tensor], Tensor]) -> None:
-    neuron = CLIF()
-    x = layout(currents(6, 2, 4, 7, 5))
+@pytest.mark.parametrize("name", ["clif", "glif"])
+def test_any_layout_in_memory(name: str, layout: Callable[[Tensor], Tensor]) -> None:
+    neuron = NEURONS[name](Rectangle())
+    x = layout(currents(6, 2, 10, 7, 5))
+    x = x[:, :, :5]
     state = neuron.initial_state(x[0])
-    state = type(state)(*like(state, 3))
+    state = floating(state, lambda value: like([value], 3)[0])
     fused, plain = outcome(run_steps, neuron, x, state), outcome(plain_steps, neuron, x, state)
     torch.testing.assert_close(fused, plain, atol=1e-5, rtol=1e-5)
     assert fused["spikes"].shape == x.shape
@@ -308,7 +328,6 @@ def test_where_the_compiler_can_keep_nothing_it_compiles_each_time(
 PLAIN_CASES = {
     "float64": lambda: (LIF(), currents(4, 2, 3).double()),
     "one-step": lambda: (LIF(), currents(1, 2, 3)),
-    "glif-double-conduct": lambda: (_glif(), currents(4, 2, 3).double()),
     "per-channel": lambda: (
         NeuronLayer(LIFConfig(per_channel=("threshold",)), 3, 4).neuron(),
         currents(4, 2, 3),
@@ -316,17 +335,55 @@ PLAIN_CASES = {
 }
 
 
-def _glif() -> GLIF:
-    neuron = NeuronLayer(GLIFConfig(), 3, 4).double().neuron()
-    assert isinstance(neuron, GLIF)
-    return neuron
-
-
 @pytest.mark.parametrize("case", PLAIN_CASES)
 def test_what_has_no_kernel_runs_plain(case: str) -> None:
     neuron, x = PLAIN_CASES[case]()
     spikes, _ = run_steps(neuron, x, neuron.initial_state(x[0]))
     assert torch.equal(spikes, plain_steps(neuron, x, neuron.initial_state(x[0]))[0])
+
+
+def test_glif_with_samples_at_different_timesteps_runs_plain() -> None:
+    neuron = glif(3, 6, Rectangle(strict=True))
+    x = currents(4, 2, 3, 5)
+    state = neuron.initial_state(x[0])._replace(t=torch.tensor([0, 2]))
+    spikes, last = run_steps(neuron, x, state)
+    assert torch.equal(spikes, plain_steps(neuron, x, state)[0])
+    assert last.t.tolist() == [4, 6]
+
+
+@pytest.mark.usefixtures("fused_only")
+def test_glif_goes_on_at_the_timestep_of_its_state() -> None:
+    neuron = glif(3, 6, Rectangle(strict=True))
+    x = currents(8, 2, 3, 5)
+    whole, end = run_steps(neuron, x, neuron.initial_state(x[0]))
+    first, middle = run_steps(neuron, x[:3], neuron.initial_state(x[0]))
+    second, last = run_steps(neuron, x[3:], middle)
+    assert torch.equal(torch.cat([first, second]), whole)
+    assert last.t.tolist() == end.t.tolist() == [8, 8]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        CLIFState(torch.zeros(2, 4), torch.zeros(2, 4)),
+        CLIFState(torch.zeros(3, 3), torch.zeros(3, 3)),
+    ],
+)
+def test_a_state_of_another_shape_is_refused(state: CLIFState) -> None:
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        run_steps(CLIF(), currents(4, 2, 3), state)
+
+
+def test_a_state_of_another_dtype_runs_plain() -> None:
+    state = CLIF().initial_state(torch.zeros(2, 3, dtype=torch.float64))
+    assert run_steps(CLIF(), currents(4, 2, 3), state)[0].dtype == torch.float64
+
+
+def test_glif_with_other_channels_is_refused() -> None:
+    x = currents(4, 2, 4, 5)
+    neuron = glif(3, 6, Rectangle(strict=True))
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        run_steps(neuron, x, neuron.initial_state(x[0]))
 
 
 def test_export_compile_and_vmap_see_the_step() -> None:

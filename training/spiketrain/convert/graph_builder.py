@@ -153,7 +153,9 @@ class GraphBuilder:
                 input=about.input,
                 classes=about.classes,
                 readout=about.readout or ("rate" if spiking else "mean"),
-                conversion=ConversionRecord(parent=self.digest, parent_name=self.source, method=method),
+                conversion=ConversionRecord(
+                    parent=self.digest, parent_name=self.source, method=method
+                ),
             )
         except ValidationError as error:
             first = error.errors()[0]

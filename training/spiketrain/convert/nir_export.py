@@ -43,6 +43,7 @@ CONVERT = "convert it first: spiketrain convert CHECKPOINT --to lif --reset hard
 class NIRExport(NamedTuple):
     graph: nir.NIRGraph
     nodes: dict[str, str]  # by layer of neurons, the name of its node
+    fires_at_threshold: bool  # whether neurons do, which NIR's do not
 
 
 def nir_graph(checkpoint: Checkpoint, *, dt: float = 1e-4, fold_r: bool = False) -> NIRExport:
@@ -77,7 +78,8 @@ def nir_graph(checkpoint: Checkpoint, *, dt: float = 1e-4, fold_r: bool = False)
     layers = {
         op.name: writer.names[op.name] for op in flow.ops if isinstance(op.module, NeuronLayer)
     }
-    return NIRExport(graph, layers)
+    at_threshold = any(node.metadata.get("fires_at_threshold") for node in graph.nodes.values())
+    return NIRExport(graph, layers, at_threshold)
 
 
 def export_nir(

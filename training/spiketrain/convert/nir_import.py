@@ -77,9 +77,7 @@ class _Importer:
         self.file = file
         self.about = about
         self.dt = dt
-        self.builder = GraphBuilder(
-            file.source, about.input.shape, about.timesteps, file.digest
-        )
+        self.builder = GraphBuilder(file.source, about.input.shape, about.timesteps, file.digest)
         self.built: dict[str, tuple[str, ...]] = {}  # by node, the values whose sum it is
         self.before: dict[str, list[str]] = {name: [] for name in file.nodes}
         for start, end in file.edges:
@@ -276,7 +274,7 @@ def _diagonal(node: Node, weight: Tensor, bias: Tensor) -> Tensor | None:
     """The factors [C] of a convolution that only multiplies each channel."""
     square = weight.shape[0] == weight.shape[1] == weight.numel() // len(weight)
     plain = bool((node.array("stride") == 1).all()) and node.integers("groups", 1) == (1,)
-    if not square or not plain or node.text("padding") is None and any(node.array("padding").flat):
+    if not square or not plain or (node.text("padding") is None and node.array("padding").any()):
         return None
     matrix = weight.flatten(1)
     gains = matrix.diagonal()

@@ -86,7 +86,10 @@ def export_onnx(
         try:
             onnx.checker.check_model(model)
             onnx.save_model(model, name)
-        except (ValueError, onnx.checker.ValidationError) as error:  # more than protobuf's 2 GiB, for one
+        except (
+            ValueError,
+            onnx.checker.ValidationError,
+        ) as error:  # more than protobuf's 2 GiB, for one
             raise ExportError(f"{path}: onnx: {error}") from error
         different = verify_onnx(checkpoint, temporary)
         temporary.chmod(0o644)
@@ -140,9 +143,7 @@ def _sequence(
     for frame in x[:3]:
         output = network.step(frame, state)
         state = output.state
-    return step.results(output), {
-        k: v if k.endswith("/out") else v[-1] for k, v in found.items()
-    }
+    return step.results(output), {k: v if k.endswith("/out") else v[-1] for k, v in found.items()}
 
 
 class _Step(nn.Module):
@@ -186,7 +187,7 @@ class _Step(nn.Module):
             uniform = first.numel() == 0 or bool((first == first.flatten()[0]).all())
             by_channel = first.flatten(1)[:, 0] if first.dim() > 1 else first
             initial = first.flatten()[0].item() if uniform else first.tolist()
-            if not uniform and first.dim() > 1 and bool((first.flatten(1).T == by_channel).all()):
+            if not uniform and first.dim() > 1 and bool((by_channel == first.flatten(1).T).all()):
                 initial = by_channel.view(-1, *(1,) * (first.dim() - 1)).tolist()
             described.append(
                 {
@@ -326,7 +327,7 @@ class _Tally:
     @property
     def share(self) -> float:
         totals = [sum(column) for column in zip(*self.counts.values(), strict=True)]
-        return totals[1] / totals[0]
+        return float(totals[1] / totals[0])
 
     def check(self, path: Path) -> None:
         for name, (total, different) in self.counts.items():

@@ -25,7 +25,7 @@ from spiketrain.neurons.lif import Reset
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to convert. `value` None is the threshold, "auto" the closed form by layer."""
+    """One way to convert. `value` None is the threshold, "auto" the closed form."""
 
     reset: Reset
     value: float | Literal["auto"] | None
@@ -34,7 +34,7 @@ class Variant:
     @property
     def label(self) -> str:
         if self.value == "auto":
-            return f"{self.reset}, closed form by layer"
+            return f"{self.reset}, closed form"
         if self.reset == "soft":
             return "soft, threshold" if self.value is None else f"soft, {self.value:g}"
         return f"hard, {self.value:g}"
@@ -84,22 +84,24 @@ class SweepReport:
         table = Table(
             title=f"{self.parent_name} ({self.neuron}, {self.timesteps} timesteps): "
             f"accuracy {100 * self.parent_accuracy:.2f} %",
-            caption=f"judged on {self.judged_on}; closed form from {self.calibrated_on}",
+            caption=f"in %, change in points; judged on {self.judged_on}; "
+            f"closed form by layer from {self.calibrated_on}",
             box=box.SIMPLE_HEAD,
+            pad_edge=False,
         )
         table.add_column("LIF with reset", no_wrap=True)
         table.add_column("rest", no_wrap=True)
         for heading in ("accuracy", "change", "agreement", "mismatch"):
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
         for i, row in enumerate(self.rows):
             judged = row.judgement
             table.add_row(
                 row.variant.label,
                 "" if row.variant.reset == "soft" else _REST[row.variant.rest],
-                f"{100 * judged.accuracy:.2f} %",
+                f"{100 * judged.accuracy:.2f}",
                 f"{judged.change:+.2f}",
-                f"{100 * judged.agreement:.2f} %",
-                f"{100 * judged.total_mismatch:.2f} %",
+                f"{100 * judged.agreement:.2f}",
+                f"{100 * judged.total_mismatch:.2f}",
                 end_section=i + 1 == len(LITERATURE),
             )
         return table

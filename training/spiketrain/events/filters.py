@@ -26,6 +26,7 @@ from spiketrain.stream_rules import (
     Refractory,
     Region,
     Size,
+    size_after,
 )
 
 BLOCK = 1 << 16
@@ -48,9 +49,8 @@ class FilterChain:
 
     def __init__(self, rules: Sequence[FilterRule], sensor: Size) -> None:
         self._rules = tuple(rules)
-        self._sensor = self.sensor = sensor
-        for rule in self._rules:
-            self.sensor = rule.size_after(self.sensor)
+        self._sensor = sensor
+        self.sensor = size_after(self._rules, sensor)
         self.reset()
 
     def __bool__(self) -> bool:

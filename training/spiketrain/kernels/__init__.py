@@ -20,9 +20,9 @@ def run_steps(neuron: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     if (
         _fusable(x)
         and (cpu := _cpu()) is not None
-        and (kernel := cpu.kernel_of(neuron)) is not None
+        and (kernel := cpu.kernel_of(neuron, x, state)) is not None
     ):
-        return cpu.run(kernel, x, state)  # type: ignore[no-any-return]
+        return cpu.run(kernel, x)  # type: ignore[no-any-return]
     return plain_steps(neuron, x, state)
 
 

@@ -6,6 +6,7 @@ Needs numba (the extra `train`); without it the plain loop runs, with the same s
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -19,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from spiketrain.kernels import loops
 from spiketrain.neurons.clif import CLIF, CLIFState
+from spiketrain.neurons.glif import GLIF, GLIFState
 from spiketrain.neurons.ilif import ILIF, ILIFState
 from spiketrain.neurons.lif import LIF, LIFState
 from spiketrain.neurons.plif import PLIF
@@ -34,23 +36,29 @@ _LEAST = float(np.finfo(np.float32).tiny)
 
 
 class Kernel(NamedTuple):
-    """A neuron as the loops see it."""
+    """A neuron as the loops see it, for one run."""
 
     forward: Callable[..., None]
     backward: Callable[..., None]
-    constants: tuple[Any, ...]  # float32, in the order that the loops name
-    modes: tuple[bool, ...]
+    constants: tuple[Any, ...]  # in the order that the loops name
     surrogate: tuple[Any, ...]
-    state: type
-    leak: Tensor | None = None  # where it is learned
+    state: tuple[Tensor, ...]  # the parts that every neuron has one of
+    last: Callable[..., Any]  # makes the neuron's state of them
+    modes: tuple[bool, ...] = ()
+    parameters: Tensor | None = None  # those that are learned, [k]
 
 
-def kernel_of(neuron: Any) -> Kernel | None:
-    """None for a neuron that has no compiled loops: one with values per channel, or of another kind."""
+def kernel_of(neuron: Any, x: Tensor, state: Any) -> Kernel | None:
+    """None where there are no compiled loops: another kind of neuron, or a LIF with values per channel."""
     if type(neuron.fire) not in (Rectangle, Arctangent, Sigmoid):
         return None
     make = _KERNELS.get(type(neuron))
-    return None if make is None else make(neuron)
+    kernel = None if make is None else make(neuron, x, state)
+    if kernel is None or any(
+        part.shape != x.shape[1:] or part.dtype != x.dtype for part in kernel.state
+    ):
+        return None  # what does not fit is for the step to broadcast or to refuse
+    return kernel
 
 
 def _surrogate(fire: Rectangle | Arctangent | Sigmoid) -> tuple[tuple[Any, ...], float]:
@@ -69,7 +77,7 @@ def _float32(*values: float) -> tuple[Any, ...]:
     return tuple(np.float32(value) for value in values)
 
 
-def _lif(neuron: LIF | PLIF) -> Kernel | None:
+def _lif(neuron: LIF | PLIF, x: Tensor, state: LIFState) -> Kernel | None:
     values = (
         neuron.rest,
         neuron.threshold,
@@ -84,7 +92,7 @@ def _lif(neuron: LIF | PLIF) -> Kernel | None:
         if leak.numel() != 1 or leak.dtype != torch.float32:
             return None
         # Rounded as the step rounds them.
-        leaks = (np.float32(leak.item()), np.float32((1 - leak).item()))
+        leaks = _float32(leak.item(), (1 - leak).item())
     elif isinstance(neuron.tau, Tensor):
         return None
     else:
@@ -94,39 +102,81 @@ def _lif(neuron: LIF | PLIF) -> Kernel | None:
         loops.lif_forward,
         loops.lif_backward,
         (*leaks, *_float32(*values, cutoff)),  # type: ignore[arg-type]
-        (neuron.decay_input, neuron.reset == "hard", neuron.detach_reset),
         surrogate,
+        state,
         LIFState,
-        leak,
+        (neuron.decay_input, neuron.reset == "hard", neuron.detach_reset),
+        None if leak is None else leak.reshape(1),
     )
 
 
-def _clif(neuron: CLIF) -> Kernel:
+def _clif(neuron: CLIF, x: Tensor, state: CLIFState) -> Kernel:
     surrogate, cutoff = _surrogate(neuron.fire)
     constants = _float32(1 - 1 / neuron.tau, neuron.tau, neuron.threshold, cutoff)
-    return Kernel(loops.clif_forward, loops.clif_backward, constants, (), surrogate, CLIFState)
+    return Kernel(loops.clif_forward, loops.clif_backward, constants, surrogate, state, CLIFState)
 
 
-def _ilif(neuron: ILIF) -> Kernel:
+def _ilif(neuron: ILIF, x: Tensor, state: ILIFState) -> Kernel:
     surrogate, cutoff = _surrogate(neuron.fire)
     constants = _float32(
         1 - 1 / neuron.tau, neuron.threshold, neuron.current_decay, neuron.potential_decay, cutoff
     )
-    return Kernel(loops.ilif_forward, loops.ilif_backward, constants, (), surrogate, ILIFState)
+    return Kernel(loops.ilif_forward, loops.ilif_backward, constants, surrogate, state, ILIFState)
 
 
-_KERNELS: dict[type, Callable[[Any], Kernel | None]] = {
+def _glif(neuron: GLIF, x: Tensor, state: GLIFState) -> Kernel | None:
+    at = int(state.t[0]) if len(state.t) else 0
+    if bool((state.t != at).any()):
+        return None  # samples at different timesteps have different conductances
+    if x.dim() < 3 or neuron.conduct.shape[1] != x.shape[2] or neuron.conduct.dtype != x.dtype:
+        return None
+    rows = torch.arange(at, at + len(x)).clamp(max=len(neuron.conduct) - 1)
+    parameters = torch.cat(
+        [
+            torch.stack(
+                [
+                    1 - neuron.alpha * (1 - neuron.tau),
+                    neuron.gamma,
+                    (1 - neuron.alpha) * neuron.leak,
+                    (1 - neuron.gamma) * neuron.subtract,
+                    neuron.threshold,
+                ]
+            ),
+            1 - neuron.beta * (1 - neuron.conduct[rows]),
+        ]
+    )
+    order = _order(x)
+    inner = math.prod(x.shape[axis] for axis in order[order.index(2) + 1 :])
+    surrogate, cutoff = _surrogate(neuron.fire)
+    return Kernel(
+        loops.glif_forward,
+        loops.glif_backward,
+        (_array(parameters), inner, np.float32(cutoff)),
+        surrogate,
+        (state.u, state.s),
+        lambda u, s: GLIFState(u, s, state.t + len(x)),
+        parameters=parameters.flatten(),
+    )
+
+
+_KERNELS: dict[type, Callable[..., Kernel | None]] = {
     LIF: _lif,
     PLIF: _lif,
     CLIF: _clif,
     ILIF: _ilif,
+    GLIF: _glif,
 }
 
 
-def run(kernel: Kernel, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-    """Currents [T, N, C, ...] in float32 and a state in; spikes of the same shape and the last state out."""
+def _order(x: Tensor) -> list[int]:
+    """The axes of [T, N, C, ...] but the first, in the order in which they lie in memory."""
+    return sorted(range(1, x.dim()), key=lambda axis: -x.stride()[axis])
+
+
+def run(kernel: Kernel, x: Tensor) -> tuple[Tensor, Any]:
+    """Currents [T, N, C, ...] in float32 in; spikes of the same shape and the last state out."""
     # Neurons do not touch each other: in whatever order they lie in memory, they are one axis.
-    order = sorted(range(1, x.dim()), key=lambda axis: -x.stride()[axis])
+    order = _order(x)
     back = [order.index(axis) for axis in range(1, x.dim())]
     shape = [x.shape[axis] for axis in order]
 
@@ -140,17 +190,21 @@ def run(kernel: Kernel, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     currents = (
         flat(x[0]).expand(len(x), -1) if constant else x.permute(0, *order).reshape(len(x), -1)
     )
-    spikes, *last = _Run.apply(kernel, kernel.leak, currents, *map(flat, state))  # type: ignore[no-untyped-call]
+    spikes, *last = _Run.apply(kernel, kernel.parameters, currents, *map(flat, kernel.state))  # type: ignore[no-untyped-call]
     spikes = spikes.view(len(x), *shape).permute(0, *(axis + 1 for axis in back))
-    return spikes, kernel.state(*map(unflat, last))
+    return spikes, kernel.last(*map(unflat, last))
 
 
 class _Run(torch.autograd.Function):
     """Currents [T, n] and state [n] in; spikes [T, n] and last state [n] out."""
 
     @staticmethod
-    def forward(ctx: Any, kernel: Kernel, leak: Tensor | None, x: Tensor, *state: Tensor) -> Any:
-        ctx.kernel = kernel
+    def forward(
+        ctx: Any, kernel: Kernel, parameters: Tensor | None, x: Tensor, *state: Tensor
+    ) -> Any:
+        # Without its tensors, which would keep the graph alive from within itself.
+        ctx.kernel = kernel._replace(state=(), last=tuple, parameters=None)
+        ctx.parameters = 0 if parameters is None else parameters.numel()
         ctx.save_for_backward(x, *state)
         ctx.set_materialize_grads(False)
         spikes = x.new_empty(x.shape)
@@ -179,7 +233,7 @@ class _Run(torch.autograd.Function):
             torch.empty_like(value) if needed else nothing
             for value, needed in zip(state, ctx.needs_input_grad[3:], strict=True)
         )
-        grad_leak = np.zeros((_threads(x), 1 if ctx.needs_input_grad[1] else 0))
+        grad_parameters = np.zeros((_threads(x), ctx.parameters if ctx.needs_input_grad[1] else 0))
         arguments = (
             kernel.constants,
             kernel.modes,
@@ -192,11 +246,14 @@ class _Run(torch.autograd.Function):
             tuple(map(_array, grad_state)),
         )
         _in_parallel(
-            x, lambda start, stop, part: kernel.backward(*arguments, grad_leak[part], start, stop)
+            x,
+            lambda start, stop, part: kernel.backward(
+                *arguments, grad_parameters[part], start, stop
+            ),
         )
-        leak = x.new_tensor(grad_leak.sum()) if ctx.needs_input_grad[1] else None
+        learned = x.new_tensor(grad_parameters.sum(0)) if ctx.needs_input_grad[1] else None
         needed = (grad if grad is not nothing else None for grad in grad_state)
-        return None, leak, grad_x, *needed
+        return None, learned, grad_x, *needed
 
 
 def _array(one: Tensor) -> Array:

@@ -37,9 +37,9 @@ _ONE = np.float32(1)
 _HALF = np.float32(0.5)
 
 
-def compiled(function: Compiled) -> Compiled:
+def compiled(function: Compiled, **options: Any) -> Compiled:
     """Compile at the first call, and keep the result on disk where a place for it can be written."""
-    compile_with: Any = functools.partial(njit, nogil=True, error_model="numpy")
+    compile_with: Any = functools.partial(njit, nogil=True, error_model="numpy", **options)
     try:
         return cast(Compiled, compile_with(cache=True)(function))
     except RuntimeError:  # a read-only installation, and no home directory to write to
@@ -235,11 +235,11 @@ def lif_backward(
     grad_last: Any,
     grad_x: Array,
     grad_initial: Any,
-    grad_leak: Any,
+    grad_parameters: Any,
     start: int,
     stop: int,
 ) -> None:
-    """`grad_leak` [1] in float64, or empty: the sum over this range of the gradient of the leak."""
+    """`grad_parameters`, float64 [1] or empty: the gradient of the leak, summed over this range."""
     leak, keep, rest, threshold = constants[:4]
     decay_input, hard, _ = modes
     kind, shape, scale = surrogate
@@ -264,15 +264,15 @@ def lif_backward(
             h = hs[t, :n]
             _derivative(kind, shape, scale, threshold, h, d[:n])
             _lif_back(constants, modes, h, grad_spikes[t, first:end], d[:n], gv[:n], gh[:n])
-            if grad_leak.size:
+            if grad_parameters.size:
                 now = x[min(t, x.shape[0] - 1), first:end]
                 _lif_leak(decay_input, rest, now, vs[t, :n], gh[:n], gleak[:n])
             _scale(leak if decay_input else _ONE, gh[:n], grad_x[t, first:end])
             _scale(keep, gh[:n], gv[:n])
         _keep(gv[:n], first, grad_initial[0])
-        if grad_leak.size:
+        if grad_parameters.size:
             for i in range(n):
-                grad_leak[0] += gleak[i]
+                grad_parameters[0] += gleak[i]
 
 
 # CLIF. constants: 1 - 1/tau, tau, threshold, cutoff
@@ -362,9 +362,10 @@ def _clif_back_charge(
     gm: Array,
     grad_x: Array,
 ) -> None:
+    per_tau = _ONE / tau
     for i in range(gs.size):
         y = p[i]
-        g = gv[i] + gs[i] * d[i] + gm[i] * before[i] * (y * (_ONE - y)) / tau
+        g = gv[i] + gs[i] * d[i] + gm[i] * before[i] * (y * (_ONE - y)) * per_tau
         gm[i] = gm[i] * y
         grad_x[i] = g
         gv[i] = keep * g
@@ -381,7 +382,7 @@ def clif_backward(
     grad_last: Any,
     grad_x: Array,
     grad_initial: Any,
-    grad_leak: Any,
+    grad_parameters: Any,
     start: int,
     stop: int,
 ) -> None:
@@ -551,7 +552,7 @@ def ilif_backward(
     grad_last: Any,
     grad_x: Array,
     grad_initial: Any,
-    grad_leak: Any,
+    grad_parameters: Any,
     start: int,
     stop: int,
 ) -> None:
@@ -604,3 +605,202 @@ def ilif_backward(
         _keep(gv[:n], first, grad_initial[0])
         _keep(gm[:n], first, grad_initial[1])
         _keep(gi[:n], first, grad_initial[2])
+
+
+# GLIF. constants: the parameters [5 + T, C], one row each for decay, gamma, leak, subtract, threshold (as
+# `cpu._glif` makes them from the gates) and the scale of the current at each timestep; how many neurons in a row in
+# memory are of one channel; cutoff
+
+
+@compiled
+def _spread(values: Array, inner: int, first: int, out: Array) -> None:
+    """From one value a channel to one a neuron, for the neurons from `first` on."""
+    i, neuron = 0, first
+    while i < out.size:
+        channel = (neuron // inner) % values.size
+        if inner == 1:
+            run = min(values.size - channel, out.size - i)
+            for j in range(run):
+                out[i + j] = values[channel + j]
+        else:
+            run = min(inner - neuron % inner, out.size - i)
+            value = values[channel]
+            for j in range(run):
+                out[i + j] = value
+        i, neuron = i + run, neuron + run
+
+
+def _sum(values: Array) -> Any:
+    total = _ZERO
+    for i in range(values.size):
+        total += values[i]
+    return total
+
+
+# The order of this sum decides no spike, so the compiler may choose it.
+_sum_in_any_order = compiled(_sum, fastmath={"reassoc"})
+
+
+@compiled
+def _collect(values: Array, inner: int, first: int, out: Any) -> None:
+    """The other way around: sums over the neurons of each channel, in float64."""
+    i, neuron = 0, first
+    while i < values.size:
+        channel = (neuron // inner) % out.size
+        if inner == 1:
+            run = min(out.size - channel, values.size - i)
+            for j in range(run):
+                out[channel + j] += values[i + j]
+        else:
+            run = min(inner - neuron % inner, values.size - i)
+            out[channel] += _sum_in_any_order(values[i : i + run])
+        i, neuron = i + run, neuron + run
+
+
+@compiled
+def _glif_charge(p: Array, scale: Array, x: Array, u: Array, s: Array, after: Array) -> None:
+    for i in range(after.size):
+        kept = p[0, i] * u[i] * (_ONE - p[1, i] * s[i])
+        after[i] = kept - p[2, i] + x[i] * scale[i] - p[3, i] * s[i]
+
+
+@compiled
+def _glif_fire(threshold: Array, cutoff: Any, u: Array, s: Array) -> None:
+    for i in range(s.size):
+        s[i] = _ONE if u[i] - threshold[i] >= cutoff else _ZERO
+
+
+@compiled
+def glif_forward(
+    constants: Any,
+    modes: Any,
+    x: Array,
+    initial: Any,
+    spikes: Array,
+    last: Any,
+    start: int,
+    stop: int,
+) -> None:
+    parameters, inner, cutoff = constants
+    p = np.empty((5, BLOCK), np.float32)
+    us = np.empty((2, BLOCK), np.float32)
+    s = np.empty(BLOCK, np.float32)
+    scale = np.empty(BLOCK, np.float32)
+    steps = spikes.shape[0]
+    for first in range(start, stop, BLOCK):
+        end = min(first + BLOCK, stop)
+        n = end - first
+        for k in range(5):
+            _spread(parameters[k], inner, first, p[k, :n])
+        _start(initial[0][first:end], us[0, :n])
+        _start(initial[1][first:end], s[:n])
+        for t in range(steps):
+            u, after = us[t % 2, :n], us[(t + 1) % 2, :n]
+            _spread(parameters[5 + t], inner, first, scale[:n])
+            _glif_charge(p, scale, x[min(t, x.shape[0] - 1), first:end], u, s[:n], after)
+            _glif_fire(p[4], cutoff, after, s[:n])
+            _start(s[:n], spikes[t, first:end])
+        _keep(us[steps % 2, :n], first, last[0])
+        _keep(s[:n], first, last[1])
+
+
+@compiled
+def _glif_back_spike(gs: Array, d: Array, gu: Array, gthreshold: Array) -> None:
+    for i in range(gu.size):
+        g = gs[i] * d[i]
+        gu[i] += g
+        gthreshold[i] -= g
+
+
+@compiled
+def _glif_back_parameters(p: Array, u: Array, s: Array, gu: Array, g: Array) -> None:
+    for i in range(gu.size):
+        g[0, i] += gu[i] * u[i] * (_ONE - p[1, i] * s[i])
+        g[1, i] -= gu[i] * p[0, i] * u[i] * s[i]
+    for i in range(gu.size):
+        g[2, i] -= gu[i]
+        g[3, i] -= gu[i] * s[i]
+
+
+@compiled
+def _glif_back_charge(p: Array, u: Array, s: Array, gu: Array, gs: Array) -> None:
+    """From the gradient of u to those of u and s one timestep before."""
+    for i in range(gu.size):
+        g = gu[i] * p[0, i]
+        gs[i] = -(g * u[i] * p[1, i] + gu[i] * p[3, i])
+        gu[i] = g * (_ONE - p[1, i] * s[i])
+
+
+@compiled
+def _multiply(a: Array, b: Array, out: Array) -> None:
+    for i in range(out.size):
+        out[i] = a[i] * b[i]
+
+
+@compiled
+def _subtract(a: Array, b: Array, out: Array) -> None:
+    for i in range(out.size):
+        out[i] = a[i] - b[i]
+
+
+@compiled
+def glif_backward(
+    constants: Any,
+    modes: Any,
+    surrogate: Any,
+    x: Array,
+    initial: Any,
+    grad_spikes: Array,
+    grad_last: Any,
+    grad_x: Array,
+    grad_initial: Any,
+    grad_parameters: Any,
+    start: int,
+    stop: int,
+) -> None:
+    """`grad_parameters`, float64 [(5 + T) C] or empty: summed over this range."""
+    parameters, inner, cutoff = constants
+    kind, shape, height = surrogate
+    steps, channels = grad_spikes.shape[0], parameters.shape[1]
+    p = np.empty((5, BLOCK), np.float32)
+    g = np.empty((5, BLOCK), np.float32)
+    us = np.empty((steps + 1, BLOCK), np.float32)
+    ss = np.empty((steps + 1, BLOCK), np.float32)
+    scale = np.empty(BLOCK, np.float32)
+    d = np.empty(BLOCK, np.float32)
+    gu = np.empty(BLOCK, np.float32)
+    gs = np.empty(BLOCK, np.float32)
+    for first in range(start, stop, BLOCK):
+        end = min(first + BLOCK, stop)
+        n = end - first
+        for k in range(5):
+            _spread(parameters[k], inner, first, p[k, :n])
+        _start(initial[0][first:end], us[0, :n])
+        _start(initial[1][first:end], ss[0, :n])
+        for t in range(steps):
+            now = x[min(t, x.shape[0] - 1), first:end]
+            _spread(parameters[5 + t], inner, first, scale[:n])
+            _glif_charge(p, scale, now, us[t, :n], ss[t, :n], us[t + 1, :n])
+            _glif_fire(p[4], cutoff, us[t + 1, :n], ss[t + 1, :n])
+        _resume(grad_last[0], first, gu[:n])
+        _resume(grad_last[1], first, gs[:n])
+        g[:] = _ZERO
+        for t in range(steps - 1, -1, -1):
+            now = x[min(t, x.shape[0] - 1), first:end]
+            _add(grad_spikes[t, first:end], gs[:n])
+            _subtract(us[t + 1, :n], p[4], d[:n])
+            _derivative(kind, shape, height, _ZERO, d[:n], scale[:n])
+            _glif_back_spike(gs[:n], scale[:n], gu[:n], g[4])
+            _spread(parameters[5 + t], inner, first, scale[:n])
+            _multiply(gu[:n], scale[:n], grad_x[t, first:end])
+            if grad_parameters.size:
+                _glif_back_parameters(p, us[t, :n], ss[t, :n], gu[:n], g)
+                _multiply(gu[:n], now, d[:n])
+                row = (5 + t) * channels
+                _collect(d[:n], inner, first, grad_parameters[row : row + channels])
+            _glif_back_charge(p, us[t, :n], ss[t, :n], gu[:n], gs[:n])
+        _keep(gu[:n], first, grad_initial[0])
+        _keep(gs[:n], first, grad_initial[1])
+        if grad_parameters.size:
+            for k in range(5):
+                _collect(g[k, :n], inner, first, grad_parameters[k * channels : (k + 1) * channels])

@@ -245,17 +245,7 @@ def node_module(node: GraphNode, neurons: NeuronFactory) -> nn.Module:
     make: Callable[..., nn.Module]
     match node:
         case Convolution():
-            axes = len(node.kernel)
-            for field in ("stride", "padding", "dilation"):
-                value = getattr(node, field)
-                if not isinstance(value, str) and len(value) != axes:
-                    raise ValueError(f"node {node.name!r}: {field}: {axes} values are needed")
-            make = nn.Conv1d if axes == 1 else nn.Conv2d
-            sizes: Any = (node.kernel, node.stride, node.padding, node.dilation)
-            try:
-                return make(node.in_channels, node.out_channels, *sizes, node.groups, node.bias)
-            except ValueError as error:
-                raise ValueError(f"node {node.name!r}: {error}") from error
+            return _convolution(node)
         case Linear():
             return nn.Linear(node.in_features, node.out_features, node.bias)
         case Norm():
@@ -276,6 +266,22 @@ def node_module(node: GraphNode, neurons: NeuronFactory) -> nn.Module:
             return neurons(node.name, node.channels)
         case _:
             raise ValueError(f"node {node.name!r}: a {node.op} is no module")
+
+
+def _convolution(node: Convolution) -> nn.Module:
+    axes = len(node.kernel)
+    for field in ("stride", "padding", "dilation"):
+        value = getattr(node, field)
+        if not isinstance(value, str) and len(value) != axes:
+            raise ValueError(f"node {node.name!r}: {field}: {axes} values are needed")
+    make: Any = nn.Conv1d if axes == 1 else nn.Conv2d
+    fields = ("kernel", "stride", "padding", "dilation", "groups", "bias")
+    sizes = [getattr(node, field) for field in fields]
+    try:
+        module: nn.Module = make(node.in_channels, node.out_channels, *sizes)
+    except ValueError as error:
+        raise ValueError(f"node {node.name!r}: {error}") from error
+    return module
 
 
 class _Plain(Network):

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1espikeserve/v1/spikeserve.proto\x12\rspikeserve.v1\"\xa2\x01\n\x0f\x43lassifyRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x16\n\ttimesteps\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05rates\x18\x06 \x01(\x08H\x02\x88\x01\x01\x42\x08\n\x06_top_kB\x0c\n\n_timestepsB\x08\n\x06_rates\"\x9b\x02\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12.\n\x0bpredictions\x18\x03 \x03(\x0b\x32\x19.spikeserve.v1.Prediction\x12\x16\n\x0etimesteps_used\x18\x04 \x01(\r\x12\x14\n\x0ctimesteps_of\x18\x05 \x01(\r\x12.\n\x0c\x66iring_rates\x18\x06 \x03(\x0b\x32\x18.spikeserve.v1.LayerRate\x12\x1b\n\x13synaptic_operations\x18\x07 \x01(\x04\x12\x15\n\renergy_joules\x18\x08 \x01(\x01\x12%\n\x06timing\x18\t \x01(\x0b\x32\x15.spikeserve.v1.Timing\"?\n\nPrediction\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\"(\n\tLayerRate\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x0c\n\x04rate\x18\x02 \x01(\x01\"P\n\x06Timing\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x01 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x03 \x01(\x01\"\xc5\x01\n\x0c\x45ventMessage\x12)\n\x04open\x18\x01 \x01(\x0b\x32\x19.spikeserve.v1.OpenStreamH\x00\x12,\n\x06\x65vents\x18\x02 \x01(\x0b\x32\x1a.spikeserve.v1.EventPacketH\x00\x12)\n\x07\x61\x64vance\x18\x03 \x01(\x0b\x32\x16.spikeserve.v1.AdvanceH\x00\x12)\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x1a.spikeserve.v1.EndOfStreamH\x00\x42\x06\n\x04kind\"\xdb\x01\n\nOpenStream\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0csensor_width\x18\x03 \x01(\r\x12\x15\n\rsensor_height\x18\x04 \x01(\r\x12)\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x17.spikeserve.v1.Encoding\x12\x15\n\x08start_us\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0blateness_us\x18\x07 \x01(\x04\x12\x12\n\x05rates\x18\x08 \x01(\x08H\x01\x88\x01\x01\x42\x0b\n\t_start_usB\x08\n\x06_rates\"l\n\x0b\x45ventPacket\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07\x62\x61se_us\x18\x02 \x01(\x03\x12)\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x17.spikeserve.v1.Encoding\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"\x1a\n\x07\x41\x64vance\x12\x0f\n\x07time_us\x18\x01 \x01(\x03\"\r\n\x0b\x45ndOfStream\"\xa0\x01\n\x0b\x45ventAnswer\x12-\n\x06opened\x18\x01 \x01(\x0b\x32\x1b.spikeserve.v1.StreamOpenedH\x00\x12-\n\x06window\x18\x02 \x01(\x0b\x32\x1b.spikeserve.v1.WindowAnswerH\x00\x12+\n\x05\x65nded\x18\x03 \x01(\x0b\x32\x1a.spikeserve.v1.StreamEndedH\x00\x42\x06\n\x04kind\"\xc2\x01\n\x0cStreamOpened\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07\x63lasses\x18\x03 \x03(\t\x12\x14\n\x0csensor_width\x18\x04 \x01(\r\x12\x15\n\rsensor_height\x18\x05 \x01(\r\x12\x11\n\twindow_us\x18\x06 \x01(\x04\x12\x15\n\rwindow_events\x18\x07 \x01(\x04\x12*\n\tencodings\x18\x08 \x03(\x0e\x32\x17.spikeserve.v1.Encoding\"\xdb\x02\n\x0cWindowAnswer\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x10\n\x08start_us\x18\x02 \x01(\x03\x12\x0e\n\x06\x65nd_us\x18\x03 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x04 \x01(\x04\x12.\n\x0bpredictions\x18\x05 \x03(\x0b\x32\x19.spikeserve.v1.Prediction\x12&\n\x03raw\x18\x06 \x03(\x0b\x32\x19.spikeserve.v1.Prediction\x12.\n\x0c\x66iring_rates\x18\x07 \x03(\x0b\x32\x18.spikeserve.v1.LayerRate\x12\x1b\n\x13synaptic_operations\x18\x08 \x01(\x04\x12\x15\n\renergy_joules\x18\t \x01(\x01\x12#\n\x05\x64rops\x18\n \x01(\x0b\x32\x14.spikeserve.v1.Drops\x12\x17\n\x0flatency_seconds\x18\x0b \x01(\x01\x12\x10\n\x08sequence\x18\x0c \x01(\x04\"}\n\x05\x44rops\x12\x13\n\x0blate_events\x18\x01 \x01(\x04\x12\x16\n\x0eoutside_events\x18\x02 \x01(\x04\x12\x17\n\x0fskipped_windows\x18\x03 \x01(\x04\x12\x14\n\x0clost_packets\x18\x04 \x01(\x04\x12\x18\n\x10repeated_packets\x18\x05 \x01(\x04\"S\n\x0bStreamEnded\x12\x0f\n\x07windows\x18\x01 \x01(\x04\x12\x0e\n\x06\x65vents\x18\x02 \x01(\x04\x12#\n\x05\x64rops\x18\x03 \x01(\x0b\x32\x14.spikeserve.v1.Drops\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.spikeserve.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"N\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.spikeserve.v1.Model\x12\x15\n\rmanifest_json\x18\x02 \x01(\t\"\x87\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05input\x18\x05 \x01(\t\x12\r\n\x05shape\x18\x06 \x03(\r\x12\x11\n\ttimesteps\x18\x07 \x01(\r\x12\x0f\n\x07\x63lasses\x18\x08 \x03(\t*=\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45NCODING_COLUMNS_V1\x10\x01\x32\xc6\x02\n\nSpikeServe\x12K\n\x08\x43lassify\x12\x1e.spikeserve.v1.ClassifyRequest\x1a\x1f.spikeserve.v1.ClassifyResponse\x12K\n\x0cStreamEvents\x12\x1b.spikeserve.v1.EventMessage\x1a\x1a.spikeserve.v1.EventAnswer(\x01\x30\x01\x12Q\n\nListModels\x12 .spikeserve.v1.ListModelsRequest\x1a!.spikeserve.v1.ListModelsResponse\x12K\n\x08GetModel\x12\x1e.spikeserve.v1.GetModelRequest\x1a\x1f.spikeserve.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1espikeserve/v1/spikeserve.proto\x12\rspikeserve.v1\"\xa2\x01\n\x0f\x43lassifyRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x16\n\ttimesteps\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05rates\x18\x06 \x01(\x08H\x02\x88\x01\x01\x42\x08\n\x06_top_kB\x0c\n\n_timestepsB\x08\n\x06_rates\"\x9b\x02\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12.\n\x0bpredictions\x18\x03 \x03(\x0b\x32\x19.spikeserve.v1.Prediction\x12\x16\n\x0etimesteps_used\x18\x04 \x01(\r\x12\x14\n\x0ctimesteps_of\x18\x05 \x01(\r\x12.\n\x0c\x66iring_rates\x18\x06 \x03(\x0b\x32\x18.spikeserve.v1.LayerRate\x12\x1b\n\x13synaptic_operations\x18\x07 \x01(\x04\x12\x15\n\renergy_joules\x18\x08 \x01(\x01\x12%\n\x06timing\x18\t \x01(\x0b\x32\x15.spikeserve.v1.Timing\"?\n\nPrediction\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\"(\n\tLayerRate\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x0c\n\x04rate\x18\x02 \x01(\x01\"P\n\x06Timing\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x01 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x03 \x01(\x01\"\xc5\x01\n\x0c\x45ventMessage\x12)\n\x04open\x18\x01 \x01(\x0b\x32\x19.spikeserve.v1.OpenStreamH\x00\x12,\n\x06\x65vents\x18\x02 \x01(\x0b\x32\x1a.spikeserve.v1.EventPacketH\x00\x12)\n\x07\x61\x64vance\x18\x03 \x01(\x0b\x32\x16.spikeserve.v1.AdvanceH\x00\x12)\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x1a.spikeserve.v1.EndOfStreamH\x00\x42\x06\n\x04kind\"\xeb\x02\n\nOpenStream\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0csensor_width\x18\x03 \x01(\r\x12\x15\n\rsensor_height\x18\x04 \x01(\r\x12)\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x17.spikeserve.v1.Encoding\x12\x15\n\x08start_us\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0blateness_us\x18\x07 \x01(\x04\x12\x12\n\x05rates\x18\x08 \x01(\x08H\x01\x88\x01\x01\x12&\n\x07\x66ilters\x18\t \x03(\x0b\x32\x15.spikeserve.v1.Filter\x12-\n\x08\x64\x65\x63ision\x18\n \x01(\x0b\x32\x1b.spikeserve.v1.DecisionRule\x12\x11\n\twindow_us\x18\x0b \x01(\x04\x12\x15\n\rwindow_events\x18\x0c \x01(\x04\x12\r\n\x05\x66orce\x18\r \x01(\x08\x42\x0b\n\t_start_usB\x08\n\x06_rates\"\xa1\x03\n\x06\x46ilter\x12.\n\nhot_pixels\x18\x01 \x01(\x0b\x32\x18.spikeserve.v1.HotPixelsH\x00\x12@\n\x13\x62\x61\x63kground_activity\x18\x02 \x01(\x0b\x32!.spikeserve.v1.BackgroundActivityH\x00\x12/\n\nrefractory\x18\x03 \x01(\x0b\x32\x19.spikeserve.v1.RefractoryH\x00\x12\'\n\x06region\x18\x04 \x01(\x0b\x32\x15.spikeserve.v1.RegionH\x00\x12.\n\nrate_limit\x18\x05 \x01(\x0b\x32\x18.spikeserve.v1.RateLimitH\x00\x12\x30\n\x0b\x64own_sample\x18\x06 \x01(\x0b\x32\x19.spikeserve.v1.DownSampleH\x00\x12\'\n\x06orient\x18\x07 \x01(\x0b\x32\x15.spikeserve.v1.OrientH\x00\x12\x38\n\x0finvert_polarity\x18\x08 \x01(\x0b\x32\x1d.spikeserve.v1.InvertPolarityH\x00\x42\x06\n\x04kind\"w\n\tHotPixels\x12\x14\n\x07rate_hz\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tperiod_us\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x15\n\x08\x64\x65\x63\x61y_us\x18\x03 \x01(\x04H\x02\x88\x01\x01\x42\n\n\x08_rate_hzB\x0c\n\n_period_usB\x0b\n\t_decay_us\"<\n\x12\x42\x61\x63kgroundActivity\x12\x17\n\nsupport_us\x18\x01 \x01(\x04H\x00\x88\x01\x01\x42\r\n\x0b_support_us\"2\n\nRefractory\x12\x16\n\tperiod_us\x18\x01 \x01(\x04H\x00\x88\x01\x01\x42\x0c\n\n_period_us\"K\n\x06Region\x12\t\n\x01x\x18\x01 \x01(\r\x12\t\n\x01y\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\x0c\n\x04\x63rop\x18\x05 \x01(\x08\"L\n\tRateLimit\x12\x19\n\x11\x65vents_per_second\x18\x01 \x01(\x04\x12\x16\n\tperiod_us\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x0c\n\n_period_us\"\x1c\n\nDownSample\x12\x0e\n\x06\x66\x61\x63tor\x18\x01 \x01(\r\"\x1b\n\x06Orient\x12\x11\n\toperation\x18\x01 \x01(\t\"\x10\n\x0eInvertPolarity\"\xe0\x01\n\x0c\x44\x65\x63isionRule\x12-\n\x05leaky\x18\x01 \x01(\x0b\x32\x1c.spikeserve.v1.LeakyEvidenceH\x00\x12+\n\x04vote\x18\x02 \x01(\x0b\x32\x1b.spikeserve.v1.VoteEvidenceH\x00\x12\x13\n\x06margin\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07release\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\nmin_events\x18\x05 \x01(\rH\x03\x88\x01\x01\x42\n\n\x08\x65videnceB\t\n\x07_marginB\n\n\x08_releaseB\r\n\x0b_min_events\"C\n\rLeakyEvidence\x12\x1d\n\x10time_constant_us\x18\x01 \x01(\x04H\x00\x88\x01\x01\x42\x13\n\x11_time_constant_us\"0\n\x0cVoteEvidence\x12\x14\n\x07windows\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\n\n\x08_windows\"l\n\x0b\x45ventPacket\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07\x62\x61se_us\x18\x02 \x01(\x03\x12)\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x17.spikeserve.v1.Encoding\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"\x1a\n\x07\x41\x64vance\x12\x0f\n\x07time_us\x18\x01 \x01(\x03\"\r\n\x0b\x45ndOfStream\"\xa0\x01\n\x0b\x45ventAnswer\x12-\n\x06opened\x18\x01 \x01(\x0b\x32\x1b.spikeserve.v1.StreamOpenedH\x00\x12-\n\x06window\x18\x02 \x01(\x0b\x32\x1b.spikeserve.v1.WindowAnswerH\x00\x12+\n\x05\x65nded\x18\x03 \x01(\x0b\x32\x1a.spikeserve.v1.StreamEndedH\x00\x42\x06\n\x04kind\"\xf1\x01\n\x0cStreamOpened\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07\x63lasses\x18\x03 \x03(\t\x12\x14\n\x0csensor_width\x18\x04 \x01(\r\x12\x15\n\rsensor_height\x18\x05 \x01(\r\x12\x11\n\twindow_us\x18\x06 \x01(\x04\x12\x15\n\rwindow_events\x18\x07 \x01(\x04\x12*\n\tencodings\x18\x08 \x03(\x0e\x32\x17.spikeserve.v1.Encoding\x12-\n\x08\x64\x65\x63ision\x18\t \x01(\x0b\x32\x1b.spikeserve.v1.DecisionRule\"\x86\x03\n\x0cWindowAnswer\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x10\n\x08start_us\x18\x02 \x01(\x03\x12\x0e\n\x06\x65nd_us\x18\x03 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x04 \x01(\x04\x12.\n\x0bpredictions\x18\x05 \x03(\x0b\x32\x19.spikeserve.v1.Prediction\x12&\n\x03raw\x18\x06 \x03(\x0b\x32\x19.spikeserve.v1.Prediction\x12.\n\x0c\x66iring_rates\x18\x07 \x03(\x0b\x32\x18.spikeserve.v1.LayerRate\x12\x1b\n\x13synaptic_operations\x18\x08 \x01(\x04\x12\x15\n\renergy_joules\x18\t \x01(\x01\x12#\n\x05\x64rops\x18\n \x01(\x0b\x32\x14.spikeserve.v1.Drops\x12\x17\n\x0flatency_seconds\x18\x0b \x01(\x01\x12\x10\n\x08sequence\x18\x0c \x01(\x04\x12)\n\x08\x64\x65\x63ision\x18\r \x01(\x0b\x32\x17.spikeserve.v1.Decision\"z\n\x08\x44\x65\x63ision\x12\x12\n\x05index\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05label\x18\x02 \x01(\t\x12\x10\n\x08\x65vidence\x18\x03 \x01(\x01\x12\x0c\n\x04lead\x18\x04 \x01(\x01\x12\x10\n\x08since_us\x18\x05 \x01(\x03\x12\x0f\n\x07\x63hanged\x18\x06 \x01(\x08\x42\x08\n\x06_index\"\x96\x01\n\x05\x44rops\x12\x13\n\x0blate_events\x18\x01 \x01(\x04\x12\x16\n\x0eoutside_events\x18\x02 \x01(\x04\x12\x17\n\x0fskipped_windows\x18\x03 \x01(\x04\x12\x14\n\x0clost_packets\x18\x04 \x01(\x04\x12\x18\n\x10repeated_packets\x18\x05 \x01(\x04\x12\x17\n\x0f\x66iltered_events\x18\x06 \x01(\x04\"S\n\x0bStreamEnded\x12\x0f\n\x07windows\x18\x01 \x01(\x04\x12\x0e\n\x06\x65vents\x18\x02 \x01(\x04\x12#\n\x05\x64rops\x18\x03 \x01(\x0b\x32\x14.spikeserve.v1.Drops\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.spikeserve.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"N\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.spikeserve.v1.Model\x12\x15\n\rmanifest_json\x18\x02 \x01(\t\"\x87\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05input\x18\x05 \x01(\t\x12\r\n\x05shape\x18\x06 \x03(\r\x12\x11\n\ttimesteps\x18\x07 \x01(\r\x12\x0f\n\x07\x63lasses\x18\x08 \x03(\t*~\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45NCODING_COLUMNS_V1\x10\x01\x12\x11\n\rENCODING_EVT2\x10\x02\x12\x11\n\rENCODING_EVT3\x10\x03\x12\x19\n\x15\x45NCODING_AEDAT3_WORDS\x10\x04\x32\xc6\x02\n\nSpikeServe\x12K\n\x08\x43lassify\x12\x1e.spikeserve.v1.ClassifyRequest\x1a\x1f.spikeserve.v1.ClassifyResponse\x12K\n\x0cStreamEvents\x12\x1b.spikeserve.v1.EventMessage\x1a\x1a.spikeserve.v1.EventAnswer(\x01\x30\x01\x12Q\n\nListModels\x12 .spikeserve.v1.ListModelsRequest\x1a!.spikeserve.v1.ListModelsResponse\x12K\n\x08GetModel\x12\x1e.spikeserve.v1.GetModelRequest\x1a\x1f.spikeserve.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'spikeserve.v1.spikeserve_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENCODING']._serialized_start=2535
-  _globals['_ENCODING']._serialized_end=2596
+  _globals['_ENCODING']._serialized_start=4152
+  _globals['_ENCODING']._serialized_end=4278
   _globals['_CLASSIFYREQUEST']._serialized_start=50
   _globals['_CLASSIFYREQUEST']._serialized_end=212
   _globals['_CLASSIFYRESPONSE']._serialized_start=215
@@ -46,33 +46,59 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENTMESSAGE']._serialized_start=690
   _globals['_EVENTMESSAGE']._serialized_end=887
   _globals['_OPENSTREAM']._serialized_start=890
-  _globals['_OPENSTREAM']._serialized_end=1109
-  _globals['_EVENTPACKET']._serialized_start=1111
-  _globals['_EVENTPACKET']._serialized_end=1219
-  _globals['_ADVANCE']._serialized_start=1221
-  _globals['_ADVANCE']._serialized_end=1247
-  _globals['_ENDOFSTREAM']._serialized_start=1249
-  _globals['_ENDOFSTREAM']._serialized_end=1262
-  _globals['_EVENTANSWER']._serialized_start=1265
-  _globals['_EVENTANSWER']._serialized_end=1425
-  _globals['_STREAMOPENED']._serialized_start=1428
-  _globals['_STREAMOPENED']._serialized_end=1622
-  _globals['_WINDOWANSWER']._serialized_start=1625
-  _globals['_WINDOWANSWER']._serialized_end=1972
-  _globals['_DROPS']._serialized_start=1974
-  _globals['_DROPS']._serialized_end=2099
-  _globals['_STREAMENDED']._serialized_start=2101
-  _globals['_STREAMENDED']._serialized_end=2184
-  _globals['_LISTMODELSREQUEST']._serialized_start=2186
-  _globals['_LISTMODELSREQUEST']._serialized_end=2205
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2207
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2265
-  _globals['_GETMODELREQUEST']._serialized_start=2267
-  _globals['_GETMODELREQUEST']._serialized_end=2315
-  _globals['_GETMODELRESPONSE']._serialized_start=2317
-  _globals['_GETMODELRESPONSE']._serialized_end=2395
-  _globals['_MODEL']._serialized_start=2398
-  _globals['_MODEL']._serialized_end=2533
-  _globals['_SPIKESERVE']._serialized_start=2599
-  _globals['_SPIKESERVE']._serialized_end=2925
+  _globals['_OPENSTREAM']._serialized_end=1253
+  _globals['_FILTER']._serialized_start=1256
+  _globals['_FILTER']._serialized_end=1673
+  _globals['_HOTPIXELS']._serialized_start=1675
+  _globals['_HOTPIXELS']._serialized_end=1794
+  _globals['_BACKGROUNDACTIVITY']._serialized_start=1796
+  _globals['_BACKGROUNDACTIVITY']._serialized_end=1856
+  _globals['_REFRACTORY']._serialized_start=1858
+  _globals['_REFRACTORY']._serialized_end=1908
+  _globals['_REGION']._serialized_start=1910
+  _globals['_REGION']._serialized_end=1985
+  _globals['_RATELIMIT']._serialized_start=1987
+  _globals['_RATELIMIT']._serialized_end=2063
+  _globals['_DOWNSAMPLE']._serialized_start=2065
+  _globals['_DOWNSAMPLE']._serialized_end=2093
+  _globals['_ORIENT']._serialized_start=2095
+  _globals['_ORIENT']._serialized_end=2122
+  _globals['_INVERTPOLARITY']._serialized_start=2124
+  _globals['_INVERTPOLARITY']._serialized_end=2140
+  _globals['_DECISIONRULE']._serialized_start=2143
+  _globals['_DECISIONRULE']._serialized_end=2367
+  _globals['_LEAKYEVIDENCE']._serialized_start=2369
+  _globals['_LEAKYEVIDENCE']._serialized_end=2436
+  _globals['_VOTEEVIDENCE']._serialized_start=2438
+  _globals['_VOTEEVIDENCE']._serialized_end=2486
+  _globals['_EVENTPACKET']._serialized_start=2488
+  _globals['_EVENTPACKET']._serialized_end=2596
+  _globals['_ADVANCE']._serialized_start=2598
+  _globals['_ADVANCE']._serialized_end=2624
+  _globals['_ENDOFSTREAM']._serialized_start=2626
+  _globals['_ENDOFSTREAM']._serialized_end=2639
+  _globals['_EVENTANSWER']._serialized_start=2642
+  _globals['_EVENTANSWER']._serialized_end=2802
+  _globals['_STREAMOPENED']._serialized_start=2805
+  _globals['_STREAMOPENED']._serialized_end=3046
+  _globals['_WINDOWANSWER']._serialized_start=3049
+  _globals['_WINDOWANSWER']._serialized_end=3439
+  _globals['_DECISION']._serialized_start=3441
+  _globals['_DECISION']._serialized_end=3563
+  _globals['_DROPS']._serialized_start=3566
+  _globals['_DROPS']._serialized_end=3716
+  _globals['_STREAMENDED']._serialized_start=3718
+  _globals['_STREAMENDED']._serialized_end=3801
+  _globals['_LISTMODELSREQUEST']._serialized_start=3803
+  _globals['_LISTMODELSREQUEST']._serialized_end=3822
+  _globals['_LISTMODELSRESPONSE']._serialized_start=3824
+  _globals['_LISTMODELSRESPONSE']._serialized_end=3882
+  _globals['_GETMODELREQUEST']._serialized_start=3884
+  _globals['_GETMODELREQUEST']._serialized_end=3932
+  _globals['_GETMODELRESPONSE']._serialized_start=3934
+  _globals['_GETMODELRESPONSE']._serialized_end=4012
+  _globals['_MODEL']._serialized_start=4015
+  _globals['_MODEL']._serialized_end=4150
+  _globals['_SPIKESERVE']._serialized_start=4281
+  _globals['_SPIKESERVE']._serialized_end=4607
 # @@protoc_insertion_point(module_scope)

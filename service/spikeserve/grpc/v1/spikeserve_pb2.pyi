@@ -37,6 +37,13 @@ class _EncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Encoding.Val
     base_us in microseconds (uint32), x (uint16), y with the polarity in the highest bit (uint16). 8 bytes an event;
     the number of bytes says how many there are. The times need not be sorted.
     """
+    ENCODING_EVT2: _Encoding.ValueType  # 2
+    """A camera's own words, cut into packets anywhere: Prophesee EVT 2.0 and EVT 3.0 (without a file's header), and the
+    8-byte polarity events of AEDAT 3.1 and libcaer. Their clocks' wraps are counted from the first packet on, and the
+    packet's base_us is added. After a lost packet, words count again when they have said time and row.
+    """
+    ENCODING_EVT3: _Encoding.ValueType  # 3
+    ENCODING_AEDAT3_WORDS: _Encoding.ValueType  # 4
 
 class Encoding(_Encoding, metaclass=_EncodingEnumTypeWrapper):
     """The layout of a packet's payload. Servers refuse, with INVALID_ARGUMENT, a layout that they cannot read, and say
@@ -50,6 +57,13 @@ ENCODING_COLUMNS_V1: Encoding.ValueType  # 1
 base_us in microseconds (uint32), x (uint16), y with the polarity in the highest bit (uint16). 8 bytes an event;
 the number of bytes says how many there are. The times need not be sorted.
 """
+ENCODING_EVT2: Encoding.ValueType  # 2
+"""A camera's own words, cut into packets anywhere: Prophesee EVT 2.0 and EVT 3.0 (without a file's header), and the
+8-byte polarity events of AEDAT 3.1 and libcaer. Their clocks' wraps are counted from the first packet on, and the
+packet's base_us is added. After a lost packet, words count again when they have said time and row.
+"""
+ENCODING_EVT3: Encoding.ValueType  # 3
+ENCODING_AEDAT3_WORDS: Encoding.ValueType  # 4
 Global___Encoding: _TypeAlias = Encoding  # noqa: Y015
 
 @_typing.final
@@ -306,13 +320,18 @@ class OpenStream(_message.Message):
     START_US_FIELD_NUMBER: _builtins.int
     LATENESS_US_FIELD_NUMBER: _builtins.int
     RATES_FIELD_NUMBER: _builtins.int
+    FILTERS_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    WINDOW_US_FIELD_NUMBER: _builtins.int
+    WINDOW_EVENTS_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model, which must be one for events; empty for the server's default among those."""
     version: _builtins.str
     """Version of the model; empty for the newest that is ready."""
     sensor_width: _builtins.int
-    """Width and height of the sensor in pixels, which must be those the model was trained for; 0 and 0 where the client
-    does not know them. Events outside of them are counted and dropped.
+    """Width and height of the sensor in pixels, which must be those the model was trained for, unless `filters` make them
+    so; 0 and 0 where the client does not know them. Events outside of them are counted and dropped.
     """
     sensor_height: _builtins.int
     encoding: Global___Encoding.ValueType
@@ -325,6 +344,21 @@ class OpenStream(_message.Message):
     """
     rates: _builtins.bool
     """Whether to answer the firing rates; true where it is not set."""
+    window_us: _builtins.int
+    """What shall make a window: so many microseconds of stream time, or so many events and `window_us` at most. The
+    model's own rule where both are 0. Another one than that is refused unless `force` is set, for the model was
+    trained with its own.
+    """
+    window_events: _builtins.int
+    force: _builtins.bool
+    @_builtins.property
+    def filters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Filter]:
+        """What is done to the events first, in this order; the model's own filters follow. At most 8 in all."""
+
+    @_builtins.property
+    def decision(self) -> Global___DecisionRule:
+        """Asks for decisions in the answers; where it is not set, the model's own rule holds, if it has one."""
+
     def __init__(
         self,
         *,
@@ -336,10 +370,15 @@ class OpenStream(_message.Message):
         start_us: _builtins.int | None = ...,
         lateness_us: _builtins.int = ...,
         rates: _builtins.bool | None = ...,
+        filters: _abc.Iterable[Global___Filter] | None = ...,
+        decision: Global___DecisionRule | None = ...,
+        window_us: _builtins.int = ...,
+        window_events: _builtins.int = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_rates", b"_rates", "_start_us", b"_start_us", "rates", b"rates", "start_us", b"start_us"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rates", b"_rates", "_start_us", b"_start_us", "decision", b"decision", "rates", b"rates", "start_us", b"start_us"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rates", b"_rates", "_start_us", b"_start_us", "encoding", b"encoding", "lateness_us", b"lateness_us", "model", b"model", "rates", b"rates", "sensor_height", b"sensor_height", "sensor_width", b"sensor_width", "start_us", b"start_us", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rates", b"_rates", "_start_us", b"_start_us", "decision", b"decision", "encoding", b"encoding", "filters", b"filters", "force", b"force", "lateness_us", b"lateness_us", "model", b"model", "rates", b"rates", "sensor_height", b"sensor_height", "sensor_width", b"sensor_width", "start_us", b"start_us", "version", b"version", "window_events", b"window_events", "window_us", b"window_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rates: _TypeAlias = _typing.Literal["rates"]  # noqa: Y015
     _WhichOneofArgType__rates: _TypeAlias = _typing.Literal["_rates", b"_rates"]  # noqa: Y015
@@ -351,6 +390,395 @@ class OpenStream(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__start_us) -> _WhichOneofReturnType__start_us | None: ...
 
 Global___OpenStream: _TypeAlias = OpenStream  # noqa: Y015
+
+@_typing.final
+class Filter(_message.Message):
+    """Something that is done to events before they are counted. It remembers what it needs from message to message; what it
+    keeps does not depend on how the stream was cut into them. Dropped events are counted as filtered.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOT_PIXELS_FIELD_NUMBER: _builtins.int
+    BACKGROUND_ACTIVITY_FIELD_NUMBER: _builtins.int
+    REFRACTORY_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    RATE_LIMIT_FIELD_NUMBER: _builtins.int
+    DOWN_SAMPLE_FIELD_NUMBER: _builtins.int
+    ORIENT_FIELD_NUMBER: _builtins.int
+    INVERT_POLARITY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def hot_pixels(self) -> Global___HotPixels:
+        """Silences pixels that fire without end."""
+
+    @_builtins.property
+    def background_activity(self) -> Global___BackgroundActivity:
+        """Drops events that no neighbour shares."""
+
+    @_builtins.property
+    def refractory(self) -> Global___Refractory:
+        """Drops events that follow too soon."""
+
+    @_builtins.property
+    def region(self) -> Global___Region:
+        """Keeps the events of a rectangle."""
+
+    @_builtins.property
+    def rate_limit(self) -> Global___RateLimit:
+        """Thins out what is too much."""
+
+    @_builtins.property
+    def down_sample(self) -> Global___DownSample:
+        """Makes pixels larger."""
+
+    @_builtins.property
+    def orient(self) -> Global___Orient:
+        """Turns or mirrors the sensor."""
+
+    @_builtins.property
+    def invert_polarity(self) -> Global___InvertPolarity:
+        """ON becomes OFF and OFF becomes ON."""
+
+    def __init__(
+        self,
+        *,
+        hot_pixels: Global___HotPixels | None = ...,
+        background_activity: Global___BackgroundActivity | None = ...,
+        refractory: Global___Refractory | None = ...,
+        region: Global___Region | None = ...,
+        rate_limit: Global___RateLimit | None = ...,
+        down_sample: Global___DownSample | None = ...,
+        orient: Global___Orient | None = ...,
+        invert_polarity: Global___InvertPolarity | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["background_activity", b"background_activity", "down_sample", b"down_sample", "hot_pixels", b"hot_pixels", "invert_polarity", b"invert_polarity", "kind", b"kind", "orient", b"orient", "rate_limit", b"rate_limit", "refractory", b"refractory", "region", b"region"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["background_activity", b"background_activity", "down_sample", b"down_sample", "hot_pixels", b"hot_pixels", "invert_polarity", b"invert_polarity", "kind", b"kind", "orient", b"orient", "rate_limit", b"rate_limit", "refractory", b"refractory", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hot_pixels", "background_activity", "refractory", "region", "rate_limit", "down_sample", "orient", "invert_polarity"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Filter: _TypeAlias = Filter  # noqa: Y015
+
+@_typing.final
+class HotPixels(_message.Message):
+    """Drops a pixel's events while its running rate is too high: an exponential mean of its counts in periods of stream time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RATE_HZ_FIELD_NUMBER: _builtins.int
+    PERIOD_US_FIELD_NUMBER: _builtins.int
+    DECAY_US_FIELD_NUMBER: _builtins.int
+    rate_hz: _builtins.float
+    """Above so many events per second; 200 where it is not set."""
+    period_us: _builtins.int
+    """Periods of so many microseconds; 50,000 where it is not set."""
+    decay_us: _builtins.int
+    """Time constant of the mean, 1 to 1000 periods; 500,000 where it is not set."""
+    def __init__(
+        self,
+        *,
+        rate_hz: _builtins.float | None = ...,
+        period_us: _builtins.int | None = ...,
+        decay_us: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decay_us", b"_decay_us", "_period_us", b"_period_us", "_rate_hz", b"_rate_hz", "decay_us", b"decay_us", "period_us", b"period_us", "rate_hz", b"rate_hz"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decay_us", b"_decay_us", "_period_us", b"_period_us", "_rate_hz", b"_rate_hz", "decay_us", b"decay_us", "period_us", b"period_us", "rate_hz", b"rate_hz"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__decay_us: _TypeAlias = _typing.Literal["decay_us"]  # noqa: Y015
+    _WhichOneofArgType__decay_us: _TypeAlias = _typing.Literal["_decay_us", b"_decay_us"]  # noqa: Y015
+    _WhichOneofReturnType__period_us: _TypeAlias = _typing.Literal["period_us"]  # noqa: Y015
+    _WhichOneofArgType__period_us: _TypeAlias = _typing.Literal["_period_us", b"_period_us"]  # noqa: Y015
+    _WhichOneofReturnType__rate_hz: _TypeAlias = _typing.Literal["rate_hz"]  # noqa: Y015
+    _WhichOneofArgType__rate_hz: _TypeAlias = _typing.Literal["_rate_hz", b"_rate_hz"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decay_us) -> _WhichOneofReturnType__decay_us | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__period_us) -> _WhichOneofReturnType__period_us | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rate_hz) -> _WhichOneofReturnType__rate_hz | None: ...
+
+Global___HotPixels: _TypeAlias = HotPixels  # noqa: Y015
+
+@_typing.final
+class BackgroundActivity(_message.Message):
+    """Drops an event unless one of its pixel's 8 neighbours had one shortly before it, which may itself have been dropped."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUPPORT_US_FIELD_NUMBER: _builtins.int
+    support_us: _builtins.int
+    """Within so many microseconds; 10,000 where it is not set."""
+    def __init__(
+        self,
+        *,
+        support_us: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_support_us", b"_support_us", "support_us", b"support_us"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_support_us", b"_support_us", "support_us", b"support_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__support_us: _TypeAlias = _typing.Literal["support_us"]  # noqa: Y015
+    _WhichOneofArgType__support_us: _TypeAlias = _typing.Literal["_support_us", b"_support_us"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__support_us) -> _WhichOneofReturnType__support_us | None: ...
+
+Global___BackgroundActivity: _TypeAlias = BackgroundActivity  # noqa: Y015
+
+@_typing.final
+class Refractory(_message.Message):
+    """Drops an event that follows too soon after the last one of its pixel that was kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERIOD_US_FIELD_NUMBER: _builtins.int
+    period_us: _builtins.int
+    """Within less than so many microseconds; 1000 where it is not set."""
+    def __init__(
+        self,
+        *,
+        period_us: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_period_us", b"_period_us", "period_us", b"period_us"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_period_us", b"_period_us", "period_us", b"period_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__period_us: _TypeAlias = _typing.Literal["period_us"]  # noqa: Y015
+    _WhichOneofArgType__period_us: _TypeAlias = _typing.Literal["_period_us", b"_period_us"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__period_us) -> _WhichOneofReturnType__period_us | None: ...
+
+Global___Refractory: _TypeAlias = Refractory  # noqa: Y015
+
+@_typing.final
+class Region(_message.Message):
+    """Keeps the events of a rectangle."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    X_FIELD_NUMBER: _builtins.int
+    Y_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    CROP_FIELD_NUMBER: _builtins.int
+    x: _builtins.int
+    """Its corner at the upper left, in pixels."""
+    y: _builtins.int
+    width: _builtins.int
+    """Its size in pixels."""
+    height: _builtins.int
+    crop: _builtins.bool
+    """Whether its corner becomes (0, 0) and the sensor as large as it is."""
+    def __init__(
+        self,
+        *,
+        x: _builtins.int = ...,
+        y: _builtins.int = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        crop: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crop", b"crop", "height", b"height", "width", b"width", "x", b"x", "y", b"y"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Region: _TypeAlias = Region  # noqa: Y015
+
+@_typing.final
+class RateLimit(_message.Message):
+    """Lets at most so many events pass in each period of stream time: every n-th one, as the period before shows is needed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PERIOD_US_FIELD_NUMBER: _builtins.int
+    events_per_second: _builtins.int
+    """So many, for a period as long as it is."""
+    period_us: _builtins.int
+    """Periods of so many microseconds; 10,000 where it is not set."""
+    def __init__(
+        self,
+        *,
+        events_per_second: _builtins.int = ...,
+        period_us: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_period_us", b"_period_us", "period_us", b"period_us"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_period_us", b"_period_us", "events_per_second", b"events_per_second", "period_us", b"period_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__period_us: _TypeAlias = _typing.Literal["period_us"]  # noqa: Y015
+    _WhichOneofArgType__period_us: _TypeAlias = _typing.Literal["_period_us", b"_period_us"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__period_us) -> _WhichOneofReturnType__period_us | None: ...
+
+Global___RateLimit: _TypeAlias = RateLimit  # noqa: Y015
+
+@_typing.final
+class DownSample(_message.Message):
+    """Makes one pixel of a square of pixels."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FACTOR_FIELD_NUMBER: _builtins.int
+    factor: _builtins.int
+    """Its side; it must divide the sensor."""
+    def __init__(
+        self,
+        *,
+        factor: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["factor", b"factor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownSample: _TypeAlias = DownSample  # noqa: Y015
+
+@_typing.final
+class Orient(_message.Message):
+    """Turns or mirrors the sensor."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    operation: _builtins.str
+    """flip-x, flip-y, transpose, rotate-90, rotate-180 or rotate-270 (clockwise)."""
+    def __init__(
+        self,
+        *,
+        operation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Orient: _TypeAlias = Orient  # noqa: Y015
+
+@_typing.final
+class InvertPolarity(_message.Message):
+    """ON becomes OFF and OFF becomes ON."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InvertPolarity: _TypeAlias = InvertPolarity  # noqa: Y015
+
+@_typing.final
+class DecisionRule(_message.Message):
+    """When the windows' answers are a decision: when one class's evidence is far enough ahead of all others'."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEAKY_FIELD_NUMBER: _builtins.int
+    VOTE_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    MIN_EVENTS_FIELD_NUMBER: _builtins.int
+    margin: _builtins.float
+    """A class is decided when it leads by so much, 0 to 1; 0.3 where it is not set."""
+    release: _builtins.float
+    """It stays decided until it leads by less than this, or another class by `margin`; half of it where it is not set."""
+    min_events: _builtins.int
+    """Windows with fewer events than that say nothing; 1 where it is not set."""
+    @_builtins.property
+    def leaky(self) -> Global___LeakyEvidence:
+        """Probabilities add up, and leak with time."""
+
+    @_builtins.property
+    def vote(self) -> Global___VoteEvidence:
+        """Windows vote."""
+
+    def __init__(
+        self,
+        *,
+        leaky: Global___LeakyEvidence | None = ...,
+        vote: Global___VoteEvidence | None = ...,
+        margin: _builtins.float | None = ...,
+        release: _builtins.float | None = ...,
+        min_events: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_margin", b"_margin", "_min_events", b"_min_events", "_release", b"_release", "evidence", b"evidence", "leaky", b"leaky", "margin", b"margin", "min_events", b"min_events", "release", b"release", "vote", b"vote"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_margin", b"_margin", "_min_events", b"_min_events", "_release", b"_release", "evidence", b"evidence", "leaky", b"leaky", "margin", b"margin", "min_events", b"min_events", "release", b"release", "vote", b"vote"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__margin: _TypeAlias = _typing.Literal["margin"]  # noqa: Y015
+    _WhichOneofArgType__margin: _TypeAlias = _typing.Literal["_margin", b"_margin"]  # noqa: Y015
+    _WhichOneofReturnType__min_events: _TypeAlias = _typing.Literal["min_events"]  # noqa: Y015
+    _WhichOneofArgType__min_events: _TypeAlias = _typing.Literal["_min_events", b"_min_events"]  # noqa: Y015
+    _WhichOneofReturnType__release: _TypeAlias = _typing.Literal["release"]  # noqa: Y015
+    _WhichOneofArgType__release: _TypeAlias = _typing.Literal["_release", b"_release"]  # noqa: Y015
+    _WhichOneofReturnType_evidence: _TypeAlias = _typing.Literal["leaky", "vote"]  # noqa: Y015
+    _WhichOneofArgType_evidence: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin) -> _WhichOneofReturnType__margin | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_events) -> _WhichOneofReturnType__min_events | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__release) -> _WhichOneofReturnType__release | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_evidence) -> _WhichOneofReturnType_evidence | None: ...
+
+Global___DecisionRule: _TypeAlias = DecisionRule  # noqa: Y015
+
+@_typing.final
+class LeakyEvidence(_message.Message):
+    """Probabilities of the windows, each for its duration, which leak."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_CONSTANT_US_FIELD_NUMBER: _builtins.int
+    time_constant_us: _builtins.int
+    """With this time constant in stream time; 200,000 where it is not set."""
+    def __init__(
+        self,
+        *,
+        time_constant_us: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_time_constant_us", b"_time_constant_us", "time_constant_us", b"time_constant_us"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_constant_us", b"_time_constant_us", "time_constant_us", b"time_constant_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__time_constant_us: _TypeAlias = _typing.Literal["time_constant_us"]  # noqa: Y015
+    _WhichOneofArgType__time_constant_us: _TypeAlias = _typing.Literal["_time_constant_us", b"_time_constant_us"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_constant_us) -> _WhichOneofReturnType__time_constant_us | None: ...
+
+Global___LeakyEvidence: _TypeAlias = LeakyEvidence  # noqa: Y015
+
+@_typing.final
+class VoteEvidence(_message.Message):
+    """The share of the last windows that had the class first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOWS_FIELD_NUMBER: _builtins.int
+    windows: _builtins.int
+    """So many; 10 where it is not set."""
+    def __init__(
+        self,
+        *,
+        windows: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_windows", b"_windows", "windows", b"windows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_windows", b"_windows", "windows", b"windows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__windows: _TypeAlias = _typing.Literal["windows"]  # noqa: Y015
+    _WhichOneofArgType__windows: _TypeAlias = _typing.Literal["_windows", b"_windows"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__windows) -> _WhichOneofReturnType__windows | None: ...
+
+Global___VoteEvidence: _TypeAlias = VoteEvidence  # noqa: Y015
 
 @_typing.final
 class EventPacket(_message.Message):
@@ -480,11 +908,12 @@ class StreamOpened(_message.Message):
     WINDOW_US_FIELD_NUMBER: _builtins.int
     WINDOW_EVENTS_FIELD_NUMBER: _builtins.int
     ENCODINGS_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model and version that will answer."""
     version: _builtins.str
     sensor_width: _builtins.int
-    """Sensor that the model was trained for, in pixels."""
+    """Sensor whose events are taken, in pixels."""
     sensor_height: _builtins.int
     window_us: _builtins.int
     """What makes a window: so many microseconds of stream time ..."""
@@ -498,6 +927,10 @@ class StreamOpened(_message.Message):
     def encodings(self) -> _containers.RepeatedScalarFieldContainer[Global___Encoding.ValueType]:
         """Encodings that this server reads."""
 
+    @_builtins.property
+    def decision(self) -> Global___DecisionRule:
+        """The rule of the decisions in the answers; not set where there are none."""
+
     def __init__(
         self,
         *,
@@ -509,10 +942,11 @@ class StreamOpened(_message.Message):
         window_us: _builtins.int = ...,
         window_events: _builtins.int = ...,
         encodings: _abc.Iterable[Global___Encoding.ValueType] | None = ...,
+        decision: Global___DecisionRule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "encodings", b"encodings", "model", b"model", "sensor_height", b"sensor_height", "sensor_width", b"sensor_width", "version", b"version", "window_events", b"window_events", "window_us", b"window_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "decision", b"decision", "encodings", b"encodings", "model", b"model", "sensor_height", b"sensor_height", "sensor_width", b"sensor_width", "version", b"version", "window_events", b"window_events", "window_us", b"window_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -536,6 +970,7 @@ class WindowAnswer(_message.Message):
     DROPS_FIELD_NUMBER: _builtins.int
     LATENCY_SECONDS_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Position of the window in the stream, from 0."""
     start_us: _builtins.int
@@ -566,6 +1001,10 @@ class WindowAnswer(_message.Message):
     def drops(self) -> Global___Drops:
         """What was not counted, since the stream was opened."""
 
+    @_builtins.property
+    def decision(self) -> Global___Decision:
+        """What is decided after this window, where client or model ask for it."""
+
     def __init__(
         self,
         *,
@@ -581,14 +1020,56 @@ class WindowAnswer(_message.Message):
         drops: Global___Drops | None = ...,
         latency_seconds: _builtins.float = ...,
         sequence: _builtins.int = ...,
+        decision: Global___Decision | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drops", b"drops"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "drops", b"drops"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drops", b"drops", "end_us", b"end_us", "energy_joules", b"energy_joules", "events", b"events", "firing_rates", b"firing_rates", "index", b"index", "latency_seconds", b"latency_seconds", "predictions", b"predictions", "raw", b"raw", "sequence", b"sequence", "start_us", b"start_us", "synaptic_operations", b"synaptic_operations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "drops", b"drops", "end_us", b"end_us", "energy_joules", b"energy_joules", "events", b"events", "firing_rates", b"firing_rates", "index", b"index", "latency_seconds", b"latency_seconds", "predictions", b"predictions", "raw", b"raw", "sequence", b"sequence", "start_us", b"start_us", "synaptic_operations", b"synaptic_operations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WindowAnswer: _TypeAlias = WindowAnswer  # noqa: Y015
+
+@_typing.final
+class Decision(_message.Message):
+    """A class, or none: no decision is an answer too."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    LEAD_FIELD_NUMBER: _builtins.int
+    SINCE_US_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """The class's position and name; not set and empty where there is no decision."""
+    label: _builtins.str
+    evidence: _builtins.float
+    """Its evidence and how far that is ahead of all others'; without a decision, those of the class that comes nearest."""
+    lead: _builtins.float
+    since_us: _builtins.int
+    """Stream time at which it was decided, and whether that was with this window."""
+    changed: _builtins.bool
+    def __init__(
+        self,
+        *,
+        index: _builtins.int | None = ...,
+        label: _builtins.str = ...,
+        evidence: _builtins.float = ...,
+        lead: _builtins.float = ...,
+        since_us: _builtins.int = ...,
+        changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "index", b"index"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "changed", b"changed", "evidence", b"evidence", "index", b"index", "label", b"label", "lead", b"lead", "since_us", b"since_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__index: _TypeAlias = _typing.Literal["index"]  # noqa: Y015
+    _WhichOneofArgType__index: _TypeAlias = _typing.Literal["_index", b"_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__index) -> _WhichOneofReturnType__index | None: ...
+
+Global___Decision: _TypeAlias = Decision  # noqa: Y015
 
 @_typing.final
 class Drops(_message.Message):
@@ -601,6 +1082,7 @@ class Drops(_message.Message):
     SKIPPED_WINDOWS_FIELD_NUMBER: _builtins.int
     LOST_PACKETS_FIELD_NUMBER: _builtins.int
     REPEATED_PACKETS_FIELD_NUMBER: _builtins.int
+    FILTERED_EVENTS_FIELD_NUMBER: _builtins.int
     late_events: _builtins.int
     """Events that came after their window had been closed."""
     outside_events: _builtins.int
@@ -611,6 +1093,8 @@ class Drops(_message.Message):
     """Packets whose number was left out."""
     repeated_packets: _builtins.int
     """Packets that were ignored, because their number was not above all before it."""
+    filtered_events: _builtins.int
+    """Events that a filter dropped."""
     def __init__(
         self,
         *,
@@ -619,10 +1103,11 @@ class Drops(_message.Message):
         skipped_windows: _builtins.int = ...,
         lost_packets: _builtins.int = ...,
         repeated_packets: _builtins.int = ...,
+        filtered_events: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["late_events", b"late_events", "lost_packets", b"lost_packets", "outside_events", b"outside_events", "repeated_packets", b"repeated_packets", "skipped_windows", b"skipped_windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filtered_events", b"filtered_events", "late_events", b"late_events", "lost_packets", b"lost_packets", "outside_events", b"outside_events", "repeated_packets", b"repeated_packets", "skipped_windows", b"skipped_windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

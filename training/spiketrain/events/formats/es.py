@@ -43,7 +43,8 @@ class EsDecoder(Decoder):
         low = octets[starts + 1].astype(np.uint16), octets[starts + 3].astype(np.uint16)
         x = low[0] | (octets[starts + 2].astype(np.uint16) << 8)
         y = low[1] | (octets[starts + 4].astype(np.uint16) << 8)
-        events = Events(t, x, y, octets[starts] & 1)
+        p = (octets[starts] & 1).astype(np.uint8)
+        events = Events(t, x.astype(np.uint16, copy=False), y.astype(np.uint16, copy=False), p)
         outside = (x >= self._sensor[0]) | (y >= self._sensor[1])
         if outside.any():
             # Lengths vary, so that behind a fault nothing can be trusted.

@@ -26,7 +26,8 @@ from spiketrain.events.formats.evt3 import Evt3Decoder
 from spiketrain.events.types import Events
 
 MESSAGE_TYPES = ("event_camera_msgs/msg/EventPacket", "event_array_msgs/msg/EventArray")
-ENCODINGS = ("evt3", "libcaer", "mono", "trigger")
+ENCODINGS = {"evt3": 2, "libcaer": WORDS.itemsize, "mono": 8, "trigger": 1}
+"""The encodings that are read, and the bytes of a word."""
 
 
 class EventPacket(NamedTuple):
@@ -38,9 +39,9 @@ class EventPacket(NamedTuple):
 
 
 def parse(message: bytes) -> EventPacket:
-    """Raises EventFormatError for a message that ends too early or is not CDR."""
+    """Raises EventFormatError for a message that ends too early, is not CDR, or has events that cannot be read."""
     if len(message) < 4 or message[0] != 0 or message[1] > 1:
-        raise EventFormatError(f"a message begins with {message[:4]!r}, which is no plain CDR")
+        raise EventFormatError(f"it begins with {message[:4]!r}, which is no plain CDR")
     cdr = _Cdr(message, "<" if message[1] else ">")
     cdr.skip("iI")
     cdr.octets()
@@ -48,9 +49,23 @@ def parse(message: bytes) -> EventPacket:
     encoding = cdr.octets().rstrip(b"\0").decode("ascii", "replace")
     big_endian = bool(cdr.number("B"))
     known = 0 < width <= 65536 and 0 < height <= 65536
-    return EventPacket(
-        (width, height) if known else None, time_base, encoding, big_endian, cdr.octets()
-    )
+    events = cdr.octets()
+    _check(time_base, encoding, events)
+    return EventPacket((width, height) if known else None, time_base, encoding, big_endian, events)
+
+
+def _check(time_base: int, encoding: str, events: bytes) -> None:
+    size = ENCODINGS.get(encoding)
+    if size is None:
+        raise EventFormatError(
+            f"its events are encoded as {encoding[:40]!r}; read are {', '.join(ENCODINGS)}"
+        )
+    if len(events) % size:
+        raise EventFormatError(
+            f"it has {len(events)} bytes of {encoding}, which are no whole {size}-byte words"
+        )
+    if time_base >> 63:
+        raise EventFormatError(f"its time_base {time_base} is no time in nanoseconds")
 
 
 class _Cdr:
@@ -63,7 +78,7 @@ class _Cdr:
         # Alignment counts from behind the four bytes of encapsulation.
         at = self._at + (4 - self._at) % size
         if at + size > len(self._message):
-            raise EventFormatError(f"a message of {len(self._message)} bytes ends too early")
+            raise EventFormatError(f"its {len(self._message)} bytes end too early")
         self._at = at + size
         return int(struct.unpack_from(self._order + code, self._message, at)[0])
 
@@ -75,7 +90,7 @@ class _Cdr:
         length = self.number("I")
         if length > len(self._message) - self._at:
             raise EventFormatError(
-                f"a message of {len(self._message)} bytes has a field that says {length} bytes"
+                f"it has {len(self._message)} bytes, and in them a field that says {length}"
             )
         self._at += length
         return self._message[self._at - length : self._at]
@@ -88,14 +103,10 @@ class PacketDecoder:
         self._evt3 = Evt3Decoder()
 
     def feed(self, packets: Sequence[EventPacket]) -> Events:
-        """Events of messages of one encoding and byte order.
-
-        Raises EventFormatError for an encoding that is not known, or a length that is not whole.
-        """
-        encoding = packets[0].encoding
-        match encoding:
+        """Events of messages of one encoding and byte order."""
+        match packets[0].encoding:
             case "evt3":
-                words = b"".join(_whole(packet, 2) for packet in packets)
+                words = b"".join(packet.events for packet in packets)
                 if packets[0].big_endian:
                     words = np.frombuffer(words, ">u2").astype("<u2").tobytes()
                 return self._evt3.feed(words)
@@ -103,24 +114,12 @@ class PacketDecoder:
                 return _libcaer(packets)
             case "mono":
                 return _mono(packets)
-            case "trigger":
-                return Events.empty()
-        raise EventFormatError(
-            f"a message's events are encoded as {encoding[:40]!r}; read are {', '.join(ENCODINGS)}"
-        )
-
-
-def _whole(packet: EventPacket, size: int) -> bytes:
-    if len(packet.events) % size:
-        raise EventFormatError(
-            f"a message has {len(packet.events)} bytes of {packet.encoding}, which are no whole {size}-byte words"
-        )
-    return packet.events
+        return Events.empty()
 
 
 def _libcaer(packets: Sequence[EventPacket]) -> Events:
     # The words are little-endian whatever is_bigendian says: libcaer writes them so.
-    words = np.frombuffer(b"".join(_whole(packet, WORDS.itemsize) for packet in packets), WORDS)
+    words = np.frombuffer(b"".join(packet.events for packet in packets), WORDS)
     lengths = [len(packet.events) // WORDS.itemsize for packet in packets]
     t = (words["t"] & 0x7FFFFFFF).astype(np.int64)
     falls = np.flatnonzero(t[1:] - t[:-1] < -(1 << (TIME_BITS - 1))) + 1
@@ -130,29 +129,21 @@ def _libcaer(packets: Sequence[EventPacket]) -> Events:
         message = int(np.searchsorted(ends, at, side="right"))
         if at > ends[message] - lengths[message]:
             t[at : ends[message]] += 1 << TIME_BITS
-    t += np.repeat([_microseconds(packet) for packet in packets], lengths)
+    t += np.repeat([packet.time_base // 1000 for packet in packets], lengths)
     return Events(t, *word_fields(words["data"]))
 
 
 def _mono(packets: Sequence[EventPacket]) -> Events:
     order = ">u8" if packets[0].big_endian else "<u8"
-    words: NDArray[Any] = np.frombuffer(b"".join(_whole(packet, 8) for packet in packets), order)
+    words: NDArray[Any] = np.frombuffer(b"".join(packet.events for packet in packets), order)
     lengths = [len(packet.events) // 8 for packet in packets]
     t = (words & 0xFFFFFFFF).astype(np.int64)
     t += np.repeat([packet.time_base % 1000 for packet in packets], lengths)
     t //= 1000
-    t += np.repeat([_microseconds(packet) for packet in packets], lengths)
+    t += np.repeat([packet.time_base // 1000 for packet in packets], lengths)
     return Events(
         t,
         ((words >> 32) & 0xFFFF).astype(np.uint16),
         ((words >> 48) & 0x7FFF).astype(np.uint16),
         (words >> 63).astype(np.uint8),
     )
-
-
-def _microseconds(packet: EventPacket) -> int:
-    if packet.time_base >> 63:
-        raise EventFormatError(
-            f"a message's time_base {packet.time_base} is no time in nanoseconds"
-        )
-    return packet.time_base // 1000

@@ -37,7 +37,7 @@ _NO_TIME = -(1 << 62)
 """Other times may be negative: an event from before the first wrap that was seen."""
 
 _MASKS = np.arange(1 << 12)
-_COUNTS = sum((_MASKS >> bit) & 1 for bit in range(12)).astype(np.intp)
+_COUNTS = ((_MASKS[:, None] >> np.arange(12)) & 1).sum(axis=1).astype(np.intp)
 """How many bits are set in a mask of 12."""
 _STARTS = np.cumsum(_COUNTS) - _COUNTS
 _BITS = np.nonzero((_MASKS[:, None] >> np.arange(12)) & 1)[1].astype(np.uint16)
@@ -90,11 +90,24 @@ class Evt3Decoder(RecordDecoder):
     def _pass_over(
         self, records: NDArray[Any], kind: NDArray[np.uint8], vector: NDArray[np.bool_]
     ) -> None:
-        """The state behind these words, when their events are already decoded."""
-        nowhere = np.empty(0, np.intp)
-        self._times(records, kind, nowhere)
-        self._rows(records, kind, nowhere)
-        self._vectors(records, kind, vector, nowhere)
+        """The state behind these words, when their events are already decoded and their TIME_HIGH never fall."""
+        low_at, high_at = _last(kind == TIME_LOW), _last(kind == TIME_HIGH)
+        low = self._time & 0xFFF if low_at < 0 else int(records[low_at]) & 0xFFF
+        if high_at >= 0:
+            before = _last(kind[: max(low_at, 0)] == TIME_HIGH)
+            then = int(records[before]) & 0xFFF if before >= 0 else (self._high >> 12) & 0xFFF
+            last = records[high_at : high_at + 1] & 0xFFF
+            if high_at > low_at and int(last[0]) != then:
+                low = 0
+            self._high = int(self._clock.extend(last)[0]) << 12
+        self._time = self._high + low
+        if (row := _last(kind == ADDR_Y)) >= 0:
+            self._y = int(records[row]) & 0x7FF
+        if (base := _last(kind == VECT_BASE_X)) >= 0:
+            self._base, self._base_polarity = _base(int(records[base]))
+        after = kind[base + 1 :][vector[base + 1 :]]
+        moved = 12 * len(after) - 4 * int(np.count_nonzero(after == VECT_8))
+        self._base = min(self._base + moved, MAX_X + 1)
 
     def _times(self, records: NDArray[Any], kind: NDArray[np.uint8], at: Int64s) -> Int64s:
         """The time in force at each position."""
@@ -120,8 +133,6 @@ class Evt3Decoder(RecordDecoder):
         if self._high == _NO_TIME:
             t[1:][upper == _NO_TIME] = _NO_TIME
         self._high, self._time = int(high[-1]), int(t[-1])
-        if not len(at):
-            return t[:0]
         return t[np.cumsum(is_timed, dtype=np.int32)[at]]
 
     def _rows(
@@ -134,8 +145,6 @@ class Evt3Decoder(RecordDecoder):
         y[0] = self._y
         y[1:] = records[places] & 0x7FF
         self._y = int(y[-1])
-        if not len(at):
-            return y[:0]
         return y[np.cumsum(is_row, dtype=np.int32)[at]]
 
     def _vectors(
@@ -149,7 +158,9 @@ class Evt3Decoder(RecordDecoder):
         is_base = kind == VECT_BASE_X
         places, bases = np.flatnonzero(vector), np.flatnonzero(is_base)
         base = np.concatenate([[self._base], records[bases] & MAX_X]).astype(np.int64)
-        polarity = np.concatenate([[self._base_polarity], (records[bases] >> 11) & 1])
+        polarity = np.concatenate([[self._base_polarity], (records[bases] >> 11) & 1]).astype(
+            np.uint8
+        )
         is_eight = kind[places] == VECT_8
         width = np.where(is_eight, 8, 12)
         moved = np.concatenate([[0], np.cumsum(width)])
@@ -162,16 +173,28 @@ class Evt3Decoder(RecordDecoder):
             # Beyond any sensor it need not be counted on.
             self._base = min(int(base[-1] + moved[-1] - before[-1]), MAX_X + 1)
         self._base_polarity = int(polarity[-1])
-        if not len(places) or not len(at):
+        if not len(places):
             return None
-        masks = records[places] & np.where(is_eight, 0xFF, 0xFFF).astype(np.uint16)
+        masks: NDArray[np.uint16] = records[places] & np.where(is_eight, 0xFF, 0xFFF).astype(
+            np.uint16
+        )
         masks[~known] = 0
         return _Vectors(
             np.flatnonzero(vector[at]),
             np.minimum(x, MAX_X + 1).astype(np.uint16),
-            polarity[of].astype(np.uint8),
+            polarity[of],
             masks,
         )
+
+
+def _last(mask: NDArray[np.bool_]) -> int:
+    """The position of the last True, or -1."""
+    back = int(mask[::-1].argmax()) if len(mask) else 0
+    return len(mask) - 1 - back if len(mask) and mask[-1 - back] else -1
+
+
+def _base(word: int) -> tuple[int, int]:
+    return word & MAX_X, (word >> 11) & 1
 
 
 def _spread(vectors: _Vectors, words: Events) -> Events:

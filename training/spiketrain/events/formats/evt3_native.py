@@ -31,7 +31,12 @@ def decode(
     values = records[highs] & 0xFFF
     high = (time >> 12) & 0xFFF
     if _EVENT_KINDS[kind[inner + 1]].any() or (
-        len(values) and (int(values[0]) < high or bool((values[1:] < values[:-1]).any()))
+        len(values)
+        and (
+            int(values[0]) < high
+            or int(values[-1]) - high > 0x7FF
+            or bool((values[1:] < values[:-1]).any())
+        )
     ):
         return None
     state = (0x8000 | high, 0x6000 | (time & 0xFFF), 0x3000 | polarity << 11 | base, y)

@@ -52,7 +52,7 @@ class NmnistDecoder(RecordDecoder):
             t += added[kept] * OVERFLOW_US
         elif self._overflows:
             t += self._overflows * OVERFLOW_US
-        return Events(t, x.astype(np.uint16), y.astype(np.uint16), high >> 7)
+        return Events(t, x.astype(np.uint16), y.astype(np.uint16), (high >> 7).astype(np.uint8))
 
 
 def read(data: bytes) -> Events:

@@ -37,8 +37,11 @@ _DAMAGE = (
     NotImplementedError,
     RuntimeError,
     OSError,
+    OverflowError,
+    ValueError,
     struct.error,
 )
+"""What zipfile raises for an archive with a changed byte."""
 
 
 def _open(source: Source) -> Contents:
@@ -48,7 +51,7 @@ def _open(source: Source) -> Contents:
     try:
         archive = source.resources.enter_context(zipfile.ZipFile(file))
         names = set(archive.namelist())
-    except (*_DAMAGE, ValueError) as error:
+    except _DAMAGE as error:
         raise EventFormatError(f"the .npz is damaged or truncated: {error}") from None
     missing = [name for name in COLUMNS if f"{name}.npy" not in names]
     if missing:
@@ -68,6 +71,8 @@ def _pieces(archive: zipfile.ZipFile) -> Iterator[Events]:
                     raise EventFormatError(f"{length} values in {name}, but {lengths['t']} in t")
             while columns["t"].left:
                 yield events_from_columns({name: columns[name].read(ROWS) for name in COLUMNS})
+    except EventFormatError:
+        raise
     except _DAMAGE as error:
         raise EventFormatError(f"the .npz is damaged or truncated: {error}") from None
 
@@ -109,8 +114,7 @@ class _Column:
 def _npy_header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     """Shape, type and length of an array's header."""
     begin = file.read(12)
-    version = tuple(begin[6:8])
-    size = {(1, 0): 2, (2, 0): 4, (3, 0): 4}.get(version)
+    size = {b"\1\0": 2, b"\2\0": 4, b"\3\0": 4}.get(begin[6:8])
     if not begin.startswith(npy.MAGIC_PREFIX) or size is None:
         raise EventFormatError(f"column {name} is no NumPy array")
     length = int.from_bytes(begin[8 : 8 + size], "little") + 8 + size
@@ -119,7 +123,7 @@ def _npy_header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[A
     header = io.BytesIO(begin + file.read(length - len(begin)))
     header.seek(8)
     try:
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        read = npy.read_array_header_1_0 if begin[6] == 1 else npy.read_array_header_2_0
         shape, _, dtype = read(header)
     except (
         ValueError,
@@ -143,7 +147,7 @@ def _sensor(archive: zipfile.ZipFile) -> Sensor | None:
             if column.left != 2:
                 return None
             width, height = (int(side) for side in column.read(2))
-    except (*_DAMAGE, ValueError, TypeError, OverflowError):
+    except (*_DAMAGE, TypeError):
         return None
     return (width, height) if 0 < width <= 65536 and 0 < height <= 65536 else None
 

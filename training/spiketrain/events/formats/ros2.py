@@ -22,6 +22,8 @@ MAX_MESSAGE = 1 << 26
 BATCH = 1 << 17
 MAX_BYTES_IN_MEMORY = 1 << 31
 _WAL = 2
+_DAMAGE = (sqlite3.Error, UnicodeDecodeError)
+"""What sqlite3 raises for a damaged file; the second where a damaged byte is part of its message."""
 
 
 def _open(source: Source) -> Contents:
@@ -29,7 +31,7 @@ def _open(source: Source) -> Contents:
     try:
         topic = _topic(first, source.stream)
         sensor = _sensor(first, topic)
-    except sqlite3.Error as error:
+    except _DAMAGE as error:
         raise EventFormatError(f"the bag is damaged: {error}") from None
     return Contents(_pieces(source, first, topic), sensor)
 
@@ -41,7 +43,7 @@ def _pieces(source: Source, first: sqlite3.Connection, topic: str) -> Iterator[E
         try:
             for packets in _batches(_packets(bag, topic)):
                 yield decoder.feed(packets)
-        except sqlite3.Error as error:
+        except _DAMAGE as error:
             raise EventFormatError(f"the bag is damaged or truncated: {error}") from None
 
 
@@ -57,7 +59,7 @@ def _batches(packets: Iterator[EventPacket]) -> Iterator[list[EventPacket]]:
                 yield batch
                 batch = []
             batch.append(packet)
-    except (EventFormatError, sqlite3.Error):
+    except (EventFormatError, *_DAMAGE):
         if batch:
             yield batch
         raise
@@ -140,7 +142,7 @@ def _open_file(source: Source, path: Path | None) -> sqlite3.Connection:
     try:
         bag = _connect(source, path)
         bag.execute("PRAGMA trusted_schema = OFF")
-    except sqlite3.Error as error:
+    except _DAMAGE as error:
         raise EventFormatError(f"the bag cannot be opened: {error}") from None
     return bag
 
