@@ -21,6 +21,10 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from spikingjelly.activation_based import neuron as spikingjelly
+from spikingjelly.activation_based import surrogate
+from torch import Tensor
+
 from spiketrain.kernels import plain_steps, run_steps
 from spiketrain.neurons import (
     CLIFConfig,
@@ -31,9 +35,6 @@ from spiketrain.neurons import (
     NeuronLayer,
     PLIFConfig,
 )
-from spikingjelly.activation_based import neuron as spikingjelly
-from spikingjelly.activation_based import surrogate
-from torch import Tensor
 
 SHAPES = ["4,128,32,14,14", "6,64,64,32,32"]
 

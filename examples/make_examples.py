@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
+
 from spiketrain.events import Events, write_npz
 from spiketrain.events.digits import render_digit
 from spiketrain.events.emulator import SENSOR, saccade_recording

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from spiketrain.energy import energy_joules
-from spiketrain.manifest import ImageInput
 from torch import Tensor
 
 from spikeserve.engine import RunResult
@@ -24,6 +22,8 @@ from spikeserve.images import ImageLimits, decode_image
 from spikeserve.metrics import Metrics
 from spikeserve.repository import LoadedModel, Repository
 from spikeserve.settings import Settings
+from spiketrain.energy import energy_joules
+from spiketrain.manifest import ImageInput
 
 
 @dataclass(frozen=True)

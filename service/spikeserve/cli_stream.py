@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
-from spiketrain.events.demo import demo_events
-from spiketrain.events.formats import EventFormatError, read_recording
 
 from spikeserve.client import Advance, AsyncStreamClient, ClientError, Packet, Window, cut, paced
 from spikeserve.client.events import DEFAULT_TARGET
+from spiketrain.events.demo import demo_events
+from spiketrain.events.formats import EventFormatError, read_recording
 
 _ROWS = 12
 _DEMO = "demo:"

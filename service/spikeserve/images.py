@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from spiketrain.manifest import ImageInput
 from torch import Tensor
 
 from spikeserve.errors import ErrorKind, ServiceError
+from spiketrain.manifest import ImageInput
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 _SIGNATURES = {

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from spiketrain.checkpoint import Checkpoint, load_checkpoint
-from spiketrain.energy import encoder_macs, fan_out
-from spiketrain.manifest import Manifest
 
 from spikeserve.engine import Executor, ReferenceExecutor, Sample, Scheduler
 from spikeserve.engine.threads import use_threads
 from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.metrics import Metrics, ModelMetrics
 from spikeserve.settings import Settings
+from spiketrain.checkpoint import Checkpoint, load_checkpoint
+from spiketrain.energy import encoder_macs, fan_out
+from spiketrain.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 

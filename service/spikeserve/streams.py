@@ -10,12 +10,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from spiketrain.events.decisions import Decider, Decision
-from spiketrain.events.types import Events
-from spiketrain.events.windows import Window, Windows
-from spiketrain.manifest import EventInput
-from spiketrain.manifest import Window as WindowRule
-from spiketrain.stream_rules import MAX_FILTERS, DecisionRule, FilterRule, size_after
 
 from spikeserve.classify import DEFAULT_TOP_K, Prediction, account, ranked
 from spikeserve.engine import EngineStream, RunResult
@@ -24,6 +18,12 @@ from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.metrics import Metrics
 from spikeserve.repository import LoadedModel, Repository
 from spikeserve.settings import Settings
+from spiketrain.events.decisions import Decider, Decision
+from spiketrain.events.types import Events
+from spiketrain.events.windows import Window, Windows
+from spiketrain.manifest import EventInput
+from spiketrain.manifest import Window as WindowRule
+from spiketrain.stream_rules import MAX_FILTERS, DecisionRule, FilterRule, size_after
 
 MAX_LATENESS_US = 10_000_000
 

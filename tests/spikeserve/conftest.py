@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from spikeserve.app import Server
 from spikeserve.settings import Settings, load_settings
 from spiketrain.checkpoint import save_checkpoint

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
+
 from spiketrain.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -22,7 +24,6 @@ from spiketrain.checkpoint import (
 from spiketrain.manifest import Accuracy, ImageInput, Manifest, NetworkSpec, RateProfile
 from spiketrain.networks import build_network
 from spiketrain.neurons import CLIFConfig, LIFConfig, PLIFConfig
-from torch import Tensor
 
 SPEC = NetworkSpec(
     name="small-conv", arguments={"input_shape": [1, 6, 6], "classes": 3, "channels": [2]}

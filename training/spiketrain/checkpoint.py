@@ -155,9 +155,7 @@ def parse_checkpoint(data: bytes, source: str) -> Checkpoint:
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{source}: tensors: {error}") from error
     if model_digest(manifest, tensors) != manifest.digest:
-        raise CheckpointError(
-            f"{source}: digest: the manifest was not written for these tensors"
-        )
+        raise CheckpointError(f"{source}: digest: the manifest was not written for these tensors")
     return Checkpoint(manifest, tensors)
 
 

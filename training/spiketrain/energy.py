@@ -149,7 +149,9 @@ class _Reached:
             return torch.ones_like(current)
         leaf = torch.ones_like(current).requires_grad_()
         self.leaves[self.network.name_of(layer)] = leaf
-        if "feedback_weight" in dict(layer.named_parameters()):  # each spike reaches the whole layer
+        if "feedback_weight" in dict(
+            layer.named_parameters()
+        ):  # each spike reaches the whole layer
             self.count(leaf * layer.channels)
         return leaf
 

@@ -8,9 +8,6 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import grpc
-from spiketrain.events import wire
-from spiketrain.manifest import CountWindow, DurationWindow
-from spiketrain.stream_rules import DecisionRule, FilterRule
 
 from spikeserve.client.answers import Decision, Drops, Ended, Opened, Prediction, Window
 from spikeserve.client.errors import from_rpc
@@ -18,6 +15,9 @@ from spikeserve.client.packets import Advance, Packet
 from spikeserve.grpc import rules
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.grpc.v1.spikeserve_pb2_grpc import SpikeServeStub
+from spiketrain.events import wire
+from spiketrain.manifest import CountWindow, DurationWindow
+from spiketrain.stream_rules import DecisionRule, FilterRule
 
 WindowRule: TypeAlias = DurationWindow | CountWindow
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+
 from spiketrain.events import wire
 from spiketrain.events.types import Events
 

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from spiketrain.networks import Network
-from spiketrain.neurons import Neuron, NeuronLayer
 from torch import Tensor, nn
 
 from spikeserve.engine.executor import Frames, Sample, StateError, StepResult
 from spikeserve.engine.state import pack_state, unpack_state
+from spiketrain.networks import Network
+from spiketrain.neurons import Neuron, NeuronLayer
 
 _CONSTANT = "constant"
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from spiketrain.events import wire
-from spiketrain.events.types import Events
-from spiketrain.manifest import CountWindow, DurationWindow
-
 from spikeserve.classify import Classification, ClassifyRequest, Prediction
 from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.grpc import rules
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.repository import ModelInfo
 from spikeserve.streams import Stream, StreamOptions, WindowAnswer
+from spiketrain.events import wire
+from spiketrain.events.types import Events
+from spiketrain.manifest import CountWindow, DurationWindow
 
 ENCODINGS: dict[pb.Encoding.ValueType, wire.Encoding] = {
     pb.ENCODING_COLUMNS_V1: wire.Encoding.COLUMNS_V1,

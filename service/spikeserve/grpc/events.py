@@ -11,7 +11,6 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import grpc
-from spiketrain.events import wire
 
 from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.grpc import convert
@@ -19,6 +18,7 @@ from spikeserve.grpc.boundary import Context, Unreadable, current_call, unreadab
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.settings import Settings
 from spikeserve.streams import Stream, Streams, WindowAnswer
+from spiketrain.events import wire
 
 T = TypeVar("T")
 

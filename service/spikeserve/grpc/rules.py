@@ -10,10 +10,10 @@ from typing import Any
 
 from google.protobuf.message import Message
 from pydantic import TypeAdapter, ValidationError
-from spiketrain.manifest import CountWindow, DurationWindow
-from spiketrain.stream_rules import MAX_FILTERS, DecisionRule, FilterRule, LeakyEvidence
 
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
+from spiketrain.manifest import CountWindow, DurationWindow
+from spiketrain.stream_rules import MAX_FILTERS, DecisionRule, FilterRule, LeakyEvidence
 
 _FILTERS: TypeAdapter[tuple[FilterRule, ...]] = TypeAdapter(tuple[FilterRule, ...])
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
+
 from spikeserve import __version__
 from spikeserve.app import Server
 from spikeserve.cli import app
@@ -16,7 +18,6 @@ from spikeserve.cli_stream import read_source
 from spikeserve.client import Advance
 from spiketrain.events import write_npz
 from spiketrain.events.types import Events
-from typer.testing import CliRunner
 
 runner = CliRunner()
 

@@ -15,11 +15,12 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+from typer.testing import CliRunner
+
 from spikeserve.app import Server, StartError
 from spikeserve.cli import app
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.grpc.v1.spikeserve_pb2_grpc import SpikeServeStub
-from typer.testing import CliRunner
 
 OPEN = pb.EventMessage(open=pb.OpenStream(start_us=0))
 

@@ -4,6 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
+
 from spikeserve.client import Advance, Packet, cut, paced
 from spiketrain.events.types import Events
 

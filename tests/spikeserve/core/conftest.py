@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from spikeserve.classify import Classifier
 from spikeserve.metrics import Metrics
 from spikeserve.repository import Repository

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
+
 from spikeserve.classify import Classifier, ClassifyRequest
 from spikeserve.engine.readout import probabilities
 from spikeserve.errors import ErrorKind, ServiceError

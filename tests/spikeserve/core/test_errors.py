@@ -1,5 +1,6 @@
 import grpc
 import pytest
+
 from spikeserve.errors import ErrorKind, ServiceError
 
 TABLE = {

@@ -4,6 +4,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+
 from spikeserve.engine.readout import RunningReadout, probabilities
 from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.streams import _INLINE_EVENTS, MAX_LATENESS_US, StreamOptions

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+
 from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.images import ImageLimits, decode_image
 from spiketrain.manifest import ImageInput

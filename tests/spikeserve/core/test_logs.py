@@ -2,6 +2,7 @@ import json
 import logging
 
 import pytest
+
 from spikeserve import logs
 from spikeserve.errors import ErrorKind
 from spikeserve.settings import load_settings

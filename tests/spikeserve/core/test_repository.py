@@ -1,6 +1,7 @@
 import math
 
 import pytest
+
 from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.metrics import Metrics
 from spikeserve.repository import Repository

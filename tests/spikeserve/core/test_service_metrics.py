@@ -1,5 +1,6 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
 from spikeserve.classify import ClassifyRequest
 from spikeserve.metrics import RATE_SAMPLES, STAGES, Metrics
 

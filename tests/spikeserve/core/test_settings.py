@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from spikeserve.settings import BUNDLED_MODELS, Settings, SettingsError, load_settings
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from spikeserve.engine.readout import RunningReadout, probabilities
 
 LOGITS = np.array([[1.0, 3.0, 2.0], [0.0, 5.0, 1.0], [7.0, 1.0, 1.0]])

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+
 from spikeserve.engine import Frames, ReferenceExecutor, Sample, StateError
 from spiketrain.energy import fan_out, synaptic_operations
 from spiketrain.networks import build_network

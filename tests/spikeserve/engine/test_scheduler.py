@@ -13,6 +13,7 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 import torch
+
 from spikeserve.engine import Sample, Scheduler, StepResult
 from spikeserve.engine.inbox import MAX_PENDING_WINDOWS
 from spikeserve.errors import ErrorKind, ServiceError

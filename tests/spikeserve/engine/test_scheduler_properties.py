@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
 from spikeserve.engine import Sample, Scheduler, StepResult
 from spikeserve.errors import ErrorKind, ServiceError
 

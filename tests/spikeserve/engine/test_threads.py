@@ -1,6 +1,7 @@
 import os
 
 import pytest
+
 from spikeserve.engine.threads import usable_processors
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 import numpy as np
 import pytest
+
 from spikeserve.app import Server
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.grpc.v1.spikeserve_pb2_grpc import SpikeServeStub

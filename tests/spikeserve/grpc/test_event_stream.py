@@ -10,6 +10,7 @@ from itertools import pairwise
 import grpc
 import numpy as np
 import pytest
+
 from spikeserve.app import Server
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.grpc.v1.spikeserve_pb2_grpc import SpikeServeStub

@@ -9,6 +9,7 @@ from itertools import pairwise
 import grpc
 import numpy as np
 import pytest
+
 from spikeserve.app import Server
 from spikeserve.client import AsyncStreamClient
 from spikeserve.engine import EngineStream

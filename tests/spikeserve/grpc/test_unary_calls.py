@@ -9,6 +9,7 @@ import logging
 import grpc
 import httpx
 import pytest
+
 from spikeserve.app import Server
 from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb

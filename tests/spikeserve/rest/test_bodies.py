@@ -6,6 +6,7 @@ import asyncio
 
 import httpx
 import pytest
+
 from spikeserve.app import Server
 
 LIMIT = 10_000

@@ -6,6 +6,7 @@ import logging
 
 import httpx
 import pytest
+
 from spikeserve.app import Server
 from spikeserve.errors import ErrorKind, ServiceError
 

@@ -8,6 +8,7 @@ import re
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
 from spikeserve.app import Server
 from spiketrain.manifest import Manifest
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from spiketrain.checkpoint import Checkpoint, model_digest
 from spiketrain.manifest import ImageInput, Manifest, NetworkSpec, TrainingRecord
 from spiketrain.networks import build_network
 from spiketrain.neurons import AnyNeuronConfig
-from torch import Tensor
 
 MakeCheckpoint = Callable[..., Checkpoint]
 

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+
 from spiketrain.checkpoint import Checkpoint
 from spiketrain.convert import ConversionError, ResetMoments, closed_form, reset_moments
 from spiketrain.networks import Network
 from spiketrain.neurons import CLIFConfig, GLIFConfig, ILIFConfig, LIFConfig
-from torch import Tensor
 
 MakeCheckpoint = Callable[..., Checkpoint]
 Batches = list[tuple[Tensor, Tensor]]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
+
 from spiketrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from spiketrain.cli import app
 from spiketrain.neurons import CLIFConfig, GLIFConfig, LIFConfig
-from typer.testing import CliRunner
 
 MakeCheckpoint = Callable[..., Checkpoint]
 

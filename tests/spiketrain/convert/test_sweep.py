@@ -7,12 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
+
 from spiketrain.checkpoint import Checkpoint
 from spiketrain.convert import ConversionError, convert_to_lif, judge, sweep
 from spiketrain.convert.sweep import LITERATURE, OURS
 from spiketrain.evaluate import evaluate
 from spiketrain.neurons import CLIFConfig, GLIFConfig
-from torch import Tensor
 
 MakeCheckpoint = Callable[..., Checkpoint]
 Batches = list[tuple[Tensor, Tensor]]
@@ -77,9 +78,7 @@ def test_the_sweep_has_the_literatures_rows_and_ours(
     assert mismatch["soft, 1.8", "zero"] < mismatch["soft, threshold", "zero"] / 3
     assert mismatch["soft, closed form", "zero"] < mismatch["soft, threshold", "zero"] / 3
     assert mismatch["hard, closed form", "zero"] < mismatch["hard, 0", "zero"]
-    assert set(rows["soft, closed form", "zero"].values) == set(
-        parent.network().neuron_shapes()
-    )
+    assert set(rows["soft, closed form", "zero"].values) == set(parent.network().neuron_shapes())
     (alone,) = judge(
         parent.network(),
         [convert_to_lif(parent, reset="hard", value=-0.06, rest="reset").network()],

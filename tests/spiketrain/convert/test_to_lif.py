@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from spiketrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from spiketrain.convert import ConversionError, convert_to_lif
 from spiketrain.networks import Network
 from spiketrain.neurons import CLIF, LIF, CLIFConfig, GLIFConfig, ILIFConfig, LIFConfig, PLIFConfig
 from spiketrain.surrogate import Rectangle, Sigmoid
-from torch import Tensor
 
 MakeCheckpoint = Callable[..., Checkpoint]
 Batches = list[tuple[Tensor, Tensor]]

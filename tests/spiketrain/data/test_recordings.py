@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
+
 from spiketrain.checkpoint import load_checkpoint
 from spiketrain.cli import app
 from spiketrain.convert.source import training_data
@@ -24,7 +26,6 @@ from spiketrain.events.frames import FrameGrid
 from spiketrain.manifest import CountWindow, DurationWindow, EventInput, NumberWindow
 from spiketrain.recipe import RecipeError, load_recipe
 from spiketrain.train import Run, TrainingError
-from typer.testing import CliRunner
 
 TOP = Path(__file__).resolve().parents[3]
 ARCHIVE = TOP / "../shared/data/n-mnist-small/NMNISTsmall.tar.xz"

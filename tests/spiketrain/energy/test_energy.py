@@ -6,12 +6,13 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from spiketrain.energy import encoder_macs, energy_joules, fan_out, synaptic_operations
 from spiketrain.networks import Fire, Network, build_network
 from spiketrain.networks.base import NeuronFactory
 from spiketrain.networks.resnet import PreActivationBlock
 from spiketrain.neurons import CLIFConfig, LIFConfig
-from torch import Tensor, nn
 
 
 class Tiny(Network):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
 from spiketrain.events.decisions import Decider, initial_state, step
 from spiketrain.stream_rules import DecisionRule, LeakyEvidence, VoteEvidence
 

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 from spiketrain.events import Events
 from spiketrain.events.demo import demo_events
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from spiketrain.data.nmnist import load_nmnist_small
 from spiketrain.events import Events, count_frame
 from spiketrain.events.digits import render_digit

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from spiketrain.events import Events
 from spiketrain.events.wire import Decoder, Encoding, TooManyEventsError, encode
 

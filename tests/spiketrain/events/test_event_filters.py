@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
+
 from spiketrain.checkpoint import model_digest
 from spiketrain.events import Events, Windows, filters, recording_frames
 from spiketrain.events.filters import FilterChain

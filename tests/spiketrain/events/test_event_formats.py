@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from spiketrain.events import EventFormatError, Events, read_recording, write_npz
 from spiketrain.events.formats import nmnist
 

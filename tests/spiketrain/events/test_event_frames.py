@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from spiketrain.events import Events, count_frame
 from spiketrain.manifest import DurationWindow, EventInput
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from spiketrain.events import Events, Windows, count_frame, recording_frames
 from spiketrain.events import windows as windows_module
 from spiketrain.manifest import CountWindow, DurationWindow, EventInput, NumberWindow

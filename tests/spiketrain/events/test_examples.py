@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+
 from spiketrain.events import read_recording
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from spiketrain.data.nmnist import ARCHIVE, SENSOR, digest, load_nmnist_small
 from spiketrain.events import EventFormatError, Events
 from spiketrain.events.formats import nmnist

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
+
 from spiketrain.checkpoint import save_checkpoint
 from spiketrain.cli import app
 from spiketrain.manifest import (
@@ -21,7 +23,6 @@ from spiketrain.manifest import (
 )
 from spiketrain.networks import build_network
 from spiketrain.neurons import CLIFConfig, LIFConfig
-from typer.testing import CliRunner
 
 
 def write(path: Path, **changes: Any) -> Manifest:

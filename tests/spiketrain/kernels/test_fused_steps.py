@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from spiketrain import kernels
 from spiketrain.kernels import plain_steps, run_steps
 from spiketrain.neurons import (
@@ -24,7 +26,6 @@ from spiketrain.neurons import (
     NeuronLayer,
 )
 from spiketrain.surrogate import Arctangent, Rectangle, Sigmoid
-from torch import Tensor
 
 pytest.importorskip("numba")
 
@@ -313,6 +314,7 @@ def test_where_the_compiler_can_keep_nothing_it_compiles_each_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from numba.core.caching import CacheImpl
+
     from spiketrain.kernels import loops
 
     monkeypatch.setattr(CacheImpl, "_locator_classes", [])

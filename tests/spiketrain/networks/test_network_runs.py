@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from spiketrain.networks import Network, SharedDropout, build_network
 from spiketrain.neurons import (
     CLIFConfig,
@@ -15,7 +17,6 @@ from spiketrain.neurons import (
     NeuronConfig,
     PLIFConfig,
 )
-from torch import Tensor
 
 T = 3
 # Small pictures, so that float64 convolutions, in which no spike flips, take no time.

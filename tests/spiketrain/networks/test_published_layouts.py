@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from spiketrain.networks import NETWORKS, build_network
 from spiketrain.neurons import CLIFConfig, ILIFConfig, LIFConfig, NeuronConfig, PLIFConfig
-from torch import Tensor, nn
 
 REPOSITORY_PLIF = PLIFConfig(decay_input=False, reset="soft", detach_reset=False)
 COUNTS = [

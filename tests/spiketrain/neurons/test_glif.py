@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from spiketrain.neurons import GLIFConfig, GLIFState, NeuronLayer
 from torch import Tensor
+
+from spiketrain.neurons import GLIFConfig, GLIFState, NeuronLayer
 
 GATES = ("alpha", "beta", "gamma")
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from spiketrain.neurons import (
     CLIF,
     ILIF,
@@ -18,7 +20,6 @@ from spiketrain.neurons import (
     NeuronLayer,
     PLIFConfig,
 )
-from torch import Tensor
 
 CURRENTS = [0.8, 0.4, 0.9, 0.4, 1.0, 1.6, 1.2, 1.9]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+
 from spiketrain.neurons import ILIFConfig, NeuronLayer
 
 Array = NDArray[np.float64]

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from spiketrain.neurons import (
     CLIFConfig,
     GLIFConfig,
@@ -17,7 +19,6 @@ from spiketrain.neurons import (
     PLIFConfig,
 )
 from spiketrain.surrogate import Arctangent, Rectangle, Sigmoid, Surrogate
-from torch import Tensor
 
 NEURONS = [
     pytest.param(LIFConfig(), id="lif-soft"),

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
+
 from spiketrain.neurons import CLIF, GLIF, ILIF, LIF, PLIF, LIFConfig, NeuronLayer
 from spiketrain.surrogate import Rectangle
-from torch import Tensor
 
 
 def currents(*shape: int, seed: int = 0) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from spiketrain.neurons import (
     CLIFConfig,
     GLIFConfig,
@@ -15,7 +17,6 @@ from spiketrain.neurons import (
     PLIFConfig,
 )
 from spiketrain.surrogate import Arctangent, Rectangle, Sigmoid
-from torch import Tensor
 
 neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
 surrogate = pytest.importorskip("spikingjelly.activation_based.surrogate")

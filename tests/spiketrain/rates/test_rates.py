@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from spiketrain.evaluate import evaluate
 from spiketrain.networks import Network, build_network
 from spiketrain.neurons import CLIFConfig, LIFConfig, NeuronConfig
 from spiketrain.rates import MismatchMeter, RateMeter, each_step, firing_rates, spike_mismatch
-from torch import Tensor
 
 
 def tiny(neuron: NeuronConfig, seed: int = 0) -> Network:

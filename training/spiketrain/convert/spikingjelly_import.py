@@ -36,7 +36,6 @@ def from_spikingjelly(module: nn.Module, about: About, source: str = "the networ
     """
     from spikingjelly.activation_based import base
 
-
     network = copy.deepcopy(module).eval()
     neurons = (base.MemoryModule,)
     for part in network.modules():

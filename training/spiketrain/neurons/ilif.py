@@ -63,4 +63,6 @@ class ILIFConfig(NeuronConfig):
     surrogate: Surrogate = rectangle
 
     def neuron(self, parameters: Mapping[str, Tensor]) -> ILIF:
-        return ILIF(self.tau, self.threshold, self.current_decay, self.potential_decay, self.surrogate)
+        return ILIF(
+            self.tau, self.threshold, self.current_decay, self.potential_decay, self.surrogate
+        )

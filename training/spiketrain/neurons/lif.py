@@ -73,7 +73,9 @@ def fire_and_reset(neuron: LIF | PLIF, h: Tensor) -> tuple[Tensor, Tensor]:
     s = neuron.fire(h - threshold)
     r = s.detach() if neuron.detach_reset else s
     if neuron.reset == "soft":
-        return s, h - r * (threshold if neuron.subtract is None else per_channel(neuron.subtract, h))
+        return s, h - r * (
+            threshold if neuron.subtract is None else per_channel(neuron.subtract, h)
+        )
     return s, h * (1 - r) + r * per_channel(neuron.reset_value, h)
 
 

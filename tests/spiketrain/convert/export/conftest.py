@@ -5,13 +5,14 @@ from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from spiketrain.checkpoint import Checkpoint, model_digest
 from spiketrain.convert.graph_builder import About
 from spiketrain.manifest import ImageInput, Manifest, NetworkSpec
 from spiketrain.networks import NETWORKS, Fire, Network, NeuronFactory, build_network
 from spiketrain.networks.resnet import PreActivationBlock
 from spiketrain.neurons import AnyNeuronConfig
-from torch import Tensor, nn
 
 SMALL = {
     "input_shape": [1, 8, 8],

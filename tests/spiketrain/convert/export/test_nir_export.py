@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from spiketrain.checkpoint import Checkpoint
 from spiketrain.convert.flow import ExportError, network_flow
 from spiketrain.convert.folding import without_adaptive_pools, without_batch_norms, without_idle
@@ -22,7 +24,6 @@ from spiketrain.neurons import (
     LIFConfig,
     PLIFConfig,
 )
-from torch import Tensor, nn
 
 nir = pytest.importorskip("nir")
 nir_export = pytest.importorskip("spiketrain.convert.nir_export")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from spiketrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from spiketrain.convert.graph_builder import About, ForeignModelError
 from spiketrain.energy import fan_out

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from spiketrain.checkpoint import Checkpoint
 from spiketrain.convert.flow import ExportError
 from spiketrain.neurons import (

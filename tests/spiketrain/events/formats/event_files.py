@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+
 from spiketrain.events import Events
 from spiketrain.events.formats import aedat2, dat, es, evt2, nmnist, write_npz
 

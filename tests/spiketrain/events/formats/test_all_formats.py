@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+
 from spiketrain.events import EventFormatError, Events, read_recording
 from spiketrain.events.formats import FORMATS, WRITERS, Recording, open_recording, write_recording
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from spiketrain.events import Events
 from spiketrain.events.formats import evt3_native
 from spiketrain.events.formats.evt3 import Evt3Decoder

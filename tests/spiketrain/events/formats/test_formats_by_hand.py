@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from spiketrain.events import EventFormatError, Events, read_recording
 from spiketrain.events.formats import aedat2, dat, es, evt2, open_recording
 
@@ -372,7 +373,7 @@ def test_ros2_topics_and_other_databases(tmp_path):
     with pytest.raises(EventFormatError, match="encoded as 'libcaer_cmp'; read are evt3"):
         read_recording(bag([message(b"libcaer_cmp", b"12")]))
     good = message(b"mono", bytes(8))
-    with pytest.raises(EventFormatError, match="message 3: .* no whole 8-byte words") as caught:
+    with pytest.raises(EventFormatError, match=r"message 3: .* no whole 8-byte words") as caught:
         read_recording(bag([good, message(b"mono", b"12")]))
     assert caught.value.events_read == 1
     with pytest.raises(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from spiketrain.events import Events, read_recording
 from spiketrain.events.formats import nmnist, open_recording
 

@@ -175,9 +175,8 @@ class Evt3Decoder(RecordDecoder):
         self._base_polarity = int(polarity[-1])
         if not len(places):
             return None
-        masks: NDArray[np.uint16] = records[places] & np.where(is_eight, 0xFF, 0xFFF).astype(
-            np.uint16
-        )
+        allowed = np.where(is_eight, 0xFF, 0xFFF).astype(np.uint16)
+        masks = np.bitwise_and(records[places], allowed).astype(np.uint16)
         masks[~known] = 0
         return _Vectors(
             np.flatnonzero(vector[at]),
