@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
@@ -194,6 +196,9 @@ def stream_command(
     try:
         packets = read_source(source)
         asyncio.run(_show(_follow(packets, factor, server, model, windows), display))
+    except BrokenPipeError:
+        # Whoever read our output has what they wanted. What is still in the buffer has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ClientError, EventFormatError, OSError, ValueError) as error:
         errors.print(f"[red]error:[/red] {escape(str(error))}")
         raise typer.Exit(1) from None

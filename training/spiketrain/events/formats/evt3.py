@@ -69,10 +69,10 @@ class Evt3Decoder(RecordDecoder):
         kind = (records >> 12).astype(np.uint8)
         vector = (kind == VECT_12) | (kind == VECT_8)
         unsure = self._time == _NO_TIME or self._y == _UNKNOWN
-        if not unsure and self._base <= MAX_X:
-            state = self._time, self._y, self._base, self._base_polarity
+        if not unsure and (self._base <= MAX_X or not vector.any()):
+            state = self._time, self._y, self._base & MAX_X, self._base_polarity
             if (found := evt3_native.decode(records, kind, *state)) is not None:
-                self._pass_over(records, kind, vector)
+                self._pass_over(records, kind)
                 return found
         at = np.flatnonzero((kind == ADDR_X) | vector)
         t = self._times(records, kind, at)
@@ -87,27 +87,27 @@ class Evt3Decoder(RecordDecoder):
         x[vectors.which], p[vectors.which] = vectors.x, vectors.p
         return _spread(vectors, Events(t, x.astype(np.uint16, copy=False), y, p))
 
-    def _pass_over(
-        self, records: NDArray[Any], kind: NDArray[np.uint8], vector: NDArray[np.bool_]
-    ) -> None:
+    def _pass_over(self, records: NDArray[Any], kind: NDArray[np.uint8]) -> None:
         """The state behind these words, when their events are already decoded and their TIME_HIGH never fall."""
-        low_at, high_at = _last(kind == TIME_LOW), _last(kind == TIME_HIGH)
+        kinds = kind.tobytes()
+        low_at, high_at = kinds.rfind(TIME_LOW), kinds.rfind(TIME_HIGH)
         low = self._time & 0xFFF if low_at < 0 else int(records[low_at]) & 0xFFF
         if high_at >= 0:
-            before = _last(kind[: max(low_at, 0)] == TIME_HIGH)
+            before = kinds.rfind(TIME_HIGH, 0, max(low_at, 0))
             then = int(records[before]) & 0xFFF if before >= 0 else (self._high >> 12) & 0xFFF
             last = records[high_at : high_at + 1] & 0xFFF
             if high_at > low_at and int(last[0]) != then:
                 low = 0
             self._high = int(self._clock.extend(last)[0]) << 12
         self._time = self._high + low
-        if (row := _last(kind == ADDR_Y)) >= 0:
+        if (row := kinds.rfind(ADDR_Y)) >= 0:
             self._y = int(records[row]) & 0x7FF
-        if (base := _last(kind == VECT_BASE_X)) >= 0:
-            self._base, self._base_polarity = _base(int(records[base]))
-        after = kind[base + 1 :][vector[base + 1 :]]
-        moved = 12 * len(after) - 4 * int(np.count_nonzero(after == VECT_8))
-        self._base = min(self._base + moved, MAX_X + 1)
+        if (base := kinds.rfind(VECT_BASE_X)) >= 0:
+            word = int(records[base])
+            self._base, self._base_polarity = word & MAX_X, (word >> 11) & 1
+        moved = 12 * kinds.count(VECT_12, base + 1) + 8 * kinds.count(VECT_8, base + 1)
+        if self._base != _UNKNOWN:
+            self._base = min(self._base + moved, MAX_X + 1)
 
     def _times(self, records: NDArray[Any], kind: NDArray[np.uint8], at: Int64s) -> Int64s:
         """The time in force at each position."""
@@ -184,16 +184,6 @@ class Evt3Decoder(RecordDecoder):
             polarity[of],
             masks,
         )
-
-
-def _last(mask: NDArray[np.bool_]) -> int:
-    """The position of the last True, or -1."""
-    back = int(mask[::-1].argmax()) if len(mask) else 0
-    return len(mask) - 1 - back if len(mask) and mask[-1 - back] else -1
-
-
-def _base(word: int) -> tuple[int, int]:
-    return word & MAX_X, (word >> 11) & 1
 
 
 def _spread(vectors: _Vectors, words: Events) -> Events:
