@@ -215,4 +215,4 @@ def _compressed(value: Array, shape: tuple[int, ...]) -> Tensor:
         return torch.tensor(_first(value), dtype=torch.float32)
     if len(shape) == 1:
         value = value.reshape(shape[0], -1)[:, 0]
-    return torch.from_numpy(np.ascontiguousarray(value)).float()
+    return torch.from_numpy(np.array(value)).float()

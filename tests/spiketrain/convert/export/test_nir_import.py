@@ -297,7 +297,12 @@ def test_a_recurrent_network_of_snntorch() -> None:
         ),
         torch.nn.Linear(9, 4),
         snn.Leaky(
-            beta=0.8, init_hidden=True, reset_mechanism="zero", reset_delay=False, output=True
+            beta=torch.full((4,), 0.8),
+            threshold=torch.ones(4),
+            init_hidden=True,
+            reset_mechanism="zero",
+            reset_delay=False,
+            output=True,
         ),
     )
     for parameter in network.parameters():

@@ -155,7 +155,7 @@ def test_a_file_that_lost_its_state_is_noticed(make_model: MakeModel, tmp_path: 
                 node.input[i] = "nothing"
     changed.graph.node.insert(0, zero)
     onnx.save(changed, path)
-    with pytest.raises(ExportError, match=r"does not agree.*stages\.0\.neuron/v/out"):
+    with pytest.raises(ExportError, match=r"does not agree with torch: of \d+ values of"):
         onnx_export.verify_onnx(model, path)
 
 

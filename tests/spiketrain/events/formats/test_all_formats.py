@@ -210,3 +210,18 @@ def test_a_file_object_that_was_handed_in_stays_open():
     with open_recording(file) as recording:
         next(iter(recording))
     assert not file.closed
+
+
+@pytest.mark.parametrize("name", ["npz", "aedat2", "aedat3", "evt2", "dat", "es"])
+def test_memory_does_not_grow_with_the_file(name, tmp_path):
+    events = some(1_000_000, span=100_000_000)
+    path = tmp_path / "large"
+    path.write_bytes(FILES[name](events))
+    tracemalloc.start()
+    with open_recording(path) as recording:
+        read = sum(len(chunk) for chunk in recording)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert read == len(events)
+    # All columns take 13 MB.
+    assert peak < 8 << 20
