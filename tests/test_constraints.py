@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 
 TOP = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 
 def pinned() -> dict[str, Requirement]:
@@ -24,16 +25,17 @@ def pinned() -> dict[str, Requirement]:
 def brought() -> dict[str, str]:
     """Name and installed version of all that the base install and the extra `test` bring."""
     found: dict[str, str] = {}
-    todo = [Requirement(each) for each in PROJECT["dependencies"]]
-    todo += [Requirement(each) for each in PROJECT["optional-dependencies"]["test"]]
-    todo += [Requirement(each) for each in PROJECT["optional-dependencies"]["train"]]
+    todo = [Requirement(each) for each in [*PROJECT["dependencies"], *EXTRAS["test"]]]
     seen = set()
     while todo:
         requirement = todo.pop()
         name = canonicalize_name(requirement.name)
-        if name == PROJECT["name"] or str(requirement) in seen:
+        if str(requirement) in seen:
             continue
         seen.add(str(requirement))
+        if name == PROJECT["name"]:  # an extra that takes in others
+            todo += [Requirement(each) for extra in requirement.extras for each in EXTRAS[extra]]
+            continue
         found[name] = metadata.version(name)
         for each in map(Requirement, metadata.requires(name) or []):
             extras = {"", *requirement.extras}
@@ -59,8 +61,8 @@ def test_the_pins_are_exact() -> None:
 
 def test_the_pins_satisfy_the_ranges_of_the_project() -> None:
     pins = pinned()
-    extras = PROJECT["optional-dependencies"]
-    for each in map(Requirement, [*PROJECT["dependencies"], *extras["train"], *extras["test"]]):
+    required = [*PROJECT["dependencies"], *(each for extra in EXTRAS.values() for each in extra)]
+    for each in map(Requirement, required):
         name = canonicalize_name(each.name)
         if name != PROJECT["name"]:
             (pin,) = pins[name].specifier

@@ -1,10 +1,13 @@
 """The executor that is right by construction: plain torch, and answers that do not depend on the batch.
 
-Convolutions see the whole batch. Neurons and linear layers are run sample by sample, because their last bits would
-otherwise depend on who else is there: matrix products are summed in another order when there are more rows, and
-`sigmoid` rounds differently in the last few elements of a buffer than in its vectorised part. Measured with torch 2.13
-on x86-64: oneDNN's convolutions, batch norm and pooling give the same bits for every batch size. Where a build of torch
-does not keep to that, answers may differ in the last bits, and a spike can flip that is that close to the threshold.
+Left to itself, torch gives a sample other last bits in another batch, and a spike can flip that is that close to the
+threshold. Measured with torch 2.13 on x86-64:
+
+* convolutions go to oneDNN or to torch's own code, depending on the batch. Here they always go to oneDNN, which gave
+  the same bits for every batch size, for many shapes and numbers of threads; elsewhere they are run sample by sample.
+* matrix products are summed in another order when there are more rows: linear layers are run row by row.
+* `sigmoid` rounds differently in the last few elements of a buffer: neurons are run sample by sample.
+* batch norm in evaluation, pooling and additions do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ from spiketrain.neurons import Neuron, NeuronLayer
 
 _CONSTANT = "constant"
 
+# Layers that are products with a matrix: convolutions of every kind, too.
+_PRODUCTS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+
 # The state of each layer of neurons of one sample, by the layer's name.
 _SlotState = dict[str, Any]
 
@@ -38,7 +44,7 @@ class ReferenceExecutor:
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots}: it must be at least 1")
-        self._network = _with_linear_row_by_row(network)
+        self._network = _independent_of_batch(network)
         modules, shapes = self._network.neuron_layers(), self._network.neuron_shapes()
         self._layers = tuple(name for name in shapes if modules[name].config.spiking)
         if not self._layers:
@@ -147,23 +153,51 @@ class _FireEachSample:
         return self.spikes[name]
 
 
-class _RowByRow(nn.Module):
-    """A linear layer as one product a row."""
+class _OneDnn(nn.Module):
+    """A convolution that is oneDNN's whatever the batch."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.linear = linear
+        self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.linear(row) for row in torch.split(x, 1)])
+        conv = self.conv
+        return torch.mkldnn_convolution(
+            x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups
+        )
 
 
-def _with_linear_row_by_row(network: Network) -> Network:
+class _RowByRow(nn.Module):
+    """A layer of weights, one sample at a time."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.module(row) for row in torch.split(x, 1)])
+
+
+def _independent_of_batch(network: Network) -> Network:
+    """A copy for evaluation in which no layer's output depends on which samples are beside each other."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
-    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    for name in linear:
-        network.set_submodule(name, _RowByRow(cast(nn.Linear, network.get_submodule(name))))
+    for name, module in list(network.named_modules()):
+        if _goes_to_onednn(module):
+            network.set_submodule(name, _OneDnn(cast(nn.Conv2d, module)))
+        elif isinstance(module, _PRODUCTS):
+            network.set_submodule(name, _RowByRow(module))
     return network
+
+
+def _goes_to_onednn(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+        and module.weight.dtype == torch.float32
+        and module.weight.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+    )
 
 
 def _count(spikes: Tensor, fan_out: Tensor) -> tuple[Tensor, Tensor]:

@@ -187,6 +187,8 @@ class Scheduler:
         operations = result.synaptic_operations.tolist()
         if not len(logits) == len(spikes) == len(operations) == len(batch):
             raise RuntimeError(f"the executor answered {len(logits)} rows for {len(batch)} slots")
+        if self._observer is not None:
+            self._observer.stepped(len(batch))
         now = time.monotonic()
         for i, (slot, job) in enumerate(batch):
             if isinstance(job, ImageJob):
@@ -198,8 +200,6 @@ class Scheduler:
                 waited, took = began - job.submitted, now - began
                 one = RunResult(logits[i : i + 1], spikes[i], operations[i], waited, took)
                 self._inbox.answer(job, one)
-        if self._observer is not None:
-            self._observer.stepped(len(batch))
 
     def _restart(self, pool: Pool, error: BaseException) -> Pool | None:
         """Fail what was accepted and make a fresh executor; None when it is time to stop."""

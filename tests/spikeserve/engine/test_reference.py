@@ -155,6 +155,11 @@ def test_samples_at_different_timesteps_share_a_batch(neuron):
         )
 
 
+def test_without_onednn_answers_do_not_depend_on_the_batch_either(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    test_answers_do_not_depend_on_the_batch_to_the_last_bit(*SMALL, (2, 5))
+
+
 def test_a_slot_keeps_nothing_of_its_last_sample():
     network = network_of(CLIFConfig())
     executor = executor_of(network, 1)

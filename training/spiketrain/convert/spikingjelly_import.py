@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,9 +141,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path}: no plain weights: a pickled module runs code when it is loaded, which is refused; "
             "save module.state_dict() instead"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except OSError:
+        raise
+    except Exception as error:  # the unpickler raises whatever damage leads it to
         reason = str(error).partition("\n")[0]
-        raise ForeignModelError(f"{path}: damaged, or no file of torch.save: {reason}") from error
+        raise ForeignModelError(
+            f"{path}: damaged, or no file of torch.save: {reason or type(error).__name__}"
+        ) from error
     for wrapper in _WRAPPERS:
         if isinstance(data, Mapping) and isinstance(data.get(wrapper), Mapping):
             data = data[wrapper]

@@ -147,6 +147,8 @@ class GraphNetwork(Network):
                         f"node {node.name!r}: this name is taken, by another or by torch"
                     )
                 self.add_module(node.name, node_module(node, neurons))
+        if next(self.parameters(), None) is None:
+            raise ValueError("nodes: none of them has a weight")
         self._encoder, self._rest = self._parts()
 
     def _check_order(self) -> None:

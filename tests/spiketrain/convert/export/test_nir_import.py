@@ -242,7 +242,8 @@ def test_at_the_threshold(at: bool) -> None:
     node = lif(2)
     if at:
         node.metadata["fires_at_threshold"] = True
-    checkpoint = nir_import.import_nir(graph(("lif", node)), seen((1, 1, 2), 2))
+    one = nir.Scale(np.ones(2, np.float32))
+    checkpoint = nir_import.import_nir(graph(("one", one), ("lif", node)), seen((1, 1, 2), 2))
     assert logits_of(checkpoint, torch.tensor([[1.0, 1.5]]).double()).tolist() == [[float(at), 1.0]]
 
 
