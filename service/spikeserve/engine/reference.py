@@ -26,8 +26,16 @@ from spiketrain.neurons import Neuron, NeuronLayer
 
 _CONSTANT = "constant"
 
-# Layers that are products with a matrix: convolutions of every kind, too.
-_PRODUCTS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+# Layers that are matrix products; convolutions are, too.
+_PRODUCTS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 
 # The state of each layer of neurons of one sample, by the layer's name.
 _SlotState = dict[str, Any]
@@ -162,8 +170,9 @@ class _OneDnn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
+        padding = cast(tuple[int, ...], conv.padding)
         return torch.mkldnn_convolution(
-            x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups
+            x, conv.weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups
         )
 
 
@@ -196,7 +205,7 @@ def _goes_to_onednn(module: nn.Module) -> bool:
         and not isinstance(module.padding, str)
         and module.weight.dtype == torch.float32
         and module.weight.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -134,15 +135,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if path.stat().st_size > MAX_BYTES:
         raise ForeignModelError(f"{path}: more than the limit of {MAX_BYTES} bytes")
+    raw = path.read_bytes()
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        data = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ForeignModelError(
             f"{path}: no plain weights: a pickled module runs code when it is loaded, which is refused; "
             "save module.state_dict() instead"
         ) from error
-    except OSError:
-        raise
     except Exception as error:  # the unpickler raises whatever damage leads it to
         reason = str(error).partition("\n")[0]
         raise ForeignModelError(

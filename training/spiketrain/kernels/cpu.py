@@ -289,7 +289,7 @@ def _in_parallel(x: Tensor, work: Callable[[int, int, int], None]) -> None:
         other.result()
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=8)
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     """Threads for the loops, which run outside the interpreter's lock. A process that was forked gets its own."""
     return ThreadPoolExecutor(max(1, threads - 1), "spiketrain-kernel")

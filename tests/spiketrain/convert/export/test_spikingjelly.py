@@ -199,7 +199,7 @@ def test_containers_poolings_and_other_neurons() -> None:
         nn.Sequential(layer.Dropout(0.5, step_mode="m"), layer.AvgPool2d(2, 2, step_mode="m")),
         layer.Flatten(step_mode="m"),
         layer.Linear(24, 3, bias=False, step_mode="m"),
-        neuron.IFNode(v_threshold=0.3, v_reset=-0.2, step_mode="m"),
+        neuron.IFNode(v_threshold=3.0, v_reset=-0.2, step_mode="m"),
     ).eval()
     theirs[5].weight.data.abs_()
     ours = from_spikingjelly(theirs, seen(1, 8, 8))
