@@ -29,7 +29,7 @@ from spiketrain.events import Events, open_recording, read_recording, write_reco
 from spiketrain.events.formats import nmnist
 
 Reader = Callable[[Path], Any]
-DATA = Path(__file__).resolve().parents[1] / "../shared/data"
+DATA = Path(os.environ.get("SPIKETRAIN_DATA", "data"))
 
 
 class Case(NamedTuple):

@@ -3,6 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+
+# The networks here are small: more threads would mostly wait for each other, on a busy machine for long.
+torch.set_num_threads(1)
 
 TOP = Path(__file__).resolve().parents[1]
 
