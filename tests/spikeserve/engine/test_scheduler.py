@@ -355,6 +355,19 @@ def test_a_stream_lost_in_a_crash_gives_no_slot_back(make):
     assert all(sorted(batch) == [0, 1] or len(batch) == 1 for batch in executor.batches)
 
 
+def test_a_stream_that_rested_in_a_slot_is_lost_in_a_crash_and_does_not_start_afresh(make):
+    scheduler = make(slots=2)
+    stream = scheduler.open_stream()
+    stream.submit(value(5)).result(LONG)
+    scheduler.executors[0].crash = RuntimeError("burnt")
+    with pytest.raises(ServiceError):
+        scheduler.submit(value(1), 1).result(LONG)
+    wait_until(lambda: scheduler.healthy)
+    with pytest.raises(ServiceError) as error:
+        stream.submit(value(1))
+    assert error.value.kind is ErrorKind.INTERNAL
+
+
 def test_a_stream_moved_out_survives_a_crash(make):
     scheduler = make(slots=1)
     moved, resident = scheduler.open_stream(), scheduler.open_stream()
