@@ -280,6 +280,18 @@ async def test_a_silent_stream_is_closed(write, streams_of, scraped):
     assert scraped(streams.metrics, "spikeserve_open_streams") == 0
 
 
+async def test_a_stream_that_waits_for_its_answers_is_not_silent(write, streams_of):
+    write("moves", MOVES)
+    stream = await streams_of(stream_idle_seconds=0.05).open(StreamOptions())
+    executor = stream.model.engine._pool.executor
+    step, gate = executor.step, threading.Event()
+    executor.step = lambda slots, frames: (gate.wait(LONG), step(slots, frames))[1]
+    task = asyncio.create_task(stream.feed(some_events()))
+    await asyncio.sleep(0.2)
+    gate.set()
+    assert len(await task) == 9
+
+
 async def test_a_crash_of_the_engine_ends_its_streams_and_new_ones_work(write, streams_of):
     write("moves", MOVES)
     streams = streams_of()
@@ -312,7 +324,8 @@ async def test_a_message_given_up_in_the_midst_ends_the_stream(write, streams_of
     assert (await stream.wait_closed()).kind is ErrorKind.CANCELLED
 
 
-async def test_messages_are_taken_in_their_order(write, streams_of):
+async def test_messages_are_taken_in_their_order(write, streams_of, monkeypatch):
+    monkeypatch.setattr("spikeserve.streams._INLINE_EVENTS", 0)  # cut in threads, all at once
     write("moves", MOVES)
     streams = streams_of()
     messages = parts(some_events(), 10)

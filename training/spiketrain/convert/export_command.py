@@ -66,7 +66,8 @@ def export(
         raise ExportError(f"{path} is the checkpoint itself: choose another place with -o")
     with _extra("train" if to == "spikingjelly" else "export"):
         if to == "onnx":
-            from spiketrain.convert.onnx_export import VERIFIED_STEPS, export_onnx
+            from spiketrain.convert.onnx_export import export_onnx
+            from spiketrain.convert.onnx_verify import VERIFIED_STEPS
 
             made = export_onnx(model, path, opset=opset, form=form)
             _say(
