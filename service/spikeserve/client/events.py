@@ -128,9 +128,7 @@ class AsyncStreamClient:
             model, version, sensor, start_us, lateness_us, rates, filters, window, force, decision
         )
         sender = _Sender(opening)
-        messages = (
-            sender.send(packets) if isinstance(packets, Iterable) else sender.send_async(packets)
-        )
+        messages = sender.send_async(_each(packets) if isinstance(packets, Iterable) else packets)
         return AsyncEventStream(self._stub.StreamEvents(messages), sender, self._target)
 
     async def close(self) -> None:
@@ -162,20 +160,31 @@ class AsyncEventStream(AsyncIterator[Window]):
     async def __anext__(self) -> Window:
         try:
             async for answer in self._answers:
-                if (window := _take(self, answer)) is not None:
+                window = _take(self, answer)
+                self._sender.answered.set()
+                if window is not None:
                     return window
         except grpc.RpcError as error:
+            self._sender.stop()
             raise self._sender.failure or from_rpc(error, self._target) from error
         except asyncio.CancelledError:
+            self._sender.stop()
             # The transport cancels its own call when the packets fail.
             if self._sender.failure is not None:
                 raise self._sender.failure from None
             raise
+        self._sender.stop()
         raise StopAsyncIteration
 
     def cancel(self) -> None:
         """Ends the stream without waiting for further answers."""
+        self._sender.stop()
         self._call.cancel()
+
+
+async def _each(packets: Iterable[Packet]) -> AsyncIterator[Packet]:
+    for packet in packets:
+        yield packet
 
 
 def _open_message(
@@ -223,6 +232,13 @@ class _Sender:
         self._opening = opening
         self._sequence = 0
         self.failure: Exception | None = None
+        self.answered = asyncio.Event()  # the server has said something
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Send nothing more: the call is over."""
+        self._stopped = True
+        self.answered.set()
 
     def send(self, packets: Iterable[Packet]) -> Iterator[pb.EventMessage]:
         yield self._opening
@@ -236,8 +252,12 @@ class _Sender:
 
     async def send_async(self, packets: AsyncIterable[Packet]) -> AsyncIterator[pb.EventMessage]:
         yield self._opening
+        # A message to a call that the server has refused fails in the transport, whose own error then hides the refusal.
+        await self.answered.wait()
         try:
             async for packet in packets:
+                if self._stopped:
+                    return
                 yield self._message(packet)
         except Exception as error:
             self.failure = error
