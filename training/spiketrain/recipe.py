@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -97,7 +97,42 @@ class TrainingSection(_Section):
     gradient_clip: float | None = Field(
         None, gt=0, description="norm to which the gradient is clipped"
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="arithmetic of convolutions and linear layers; weights, neurons and validation stay float32",
+    )
+    timestep_schedule: tuple[
+        tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]], ...
+    ] = Field(
+        (),
+        description="[epochs, timesteps] pairs: the first epochs run fewer timesteps, all further ones `timesteps`",
+    )
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> TrainingSection:
+        if sum(epochs for epochs, _ in self.timestep_schedule) > self.epochs:
+            raise ValueError(f"timestep_schedule has more epochs than epochs = {self.epochs}")
+        if any(timesteps > self.timesteps for _, timesteps in self.timestep_schedule):
+            raise ValueError(f"timestep_schedule goes beyond timesteps = {self.timesteps}")
+        return self
+
+    def timesteps_of(self, epoch: int) -> int:
+        """How many timesteps the epoch runs, counted from 0."""
+        for epochs, timesteps in self.timestep_schedule:
+            if epoch < epochs:
+                return timesteps
+            epoch -= epochs
+        return self.timesteps
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A stopped run goes on only with a recipe that is written as it was before these fields were there.
+        content: dict[str, Any] = handler(self)
+        for name in ("precision", "timestep_schedule"):
+            if getattr(self, name) == type(self).model_fields[name].default:
+                content.pop(name, None)
+        return content
 
 
 class Recipe(_Section):
@@ -113,6 +148,10 @@ class Recipe(_Section):
     def _window_for_events(self) -> Recipe:
         if self.data.name.startswith(("nmnist", "recordings")) and self.events is None:
             raise ValueError("an event data set needs an [events] section: sensor, shape, window")
+        if self.events is not None and self.training.timestep_schedule:
+            raise ValueError(
+                "training.timestep_schedule is for pictures: the timesteps of a recording are its windows"
+            )
         return self
 
 

@@ -124,8 +124,11 @@ class Run:
         batches = self.data.batches(
             "train", training.batch_size, shuffle=self.draws, augment=augment
         )
+        timesteps = training.timesteps_of(self.epoch) if training.timestep_schedule else None
         for step, (x, y) in enumerate(batches, 1):
-            loss = loss_of(self.network(x).logits, y, training)
+            with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bfloat16"):
+                logits = self.network(x, timesteps).logits.float()
+            loss = loss_of(logits, y, training)
             value = loss.item()
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -397,3 +397,15 @@ def test_export_compile_and_vmap_see_the_step() -> None:
     assert torch.equal(exported.module()(x)[0], expected)
     several = torch.vmap(lambda one: layer(one)[0])(torch.stack([x, -x]))
     assert torch.equal(several[0], expected)
+
+
+def test_narrow_currents_give_the_same_spikes_in_their_type_and_a_wide_state() -> None:
+    layer = NeuronLayer(CLIFConfig(), 3, 4)
+    x = torch.randn(4, 2, 3, 5, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    wide, expected = layer(x.float())
+    spikes, state = layer(x)
+    assert spikes.dtype == torch.bfloat16
+    assert torch.equal(spikes.float(), wide)
+    assert all(torch.equal(a, b) for a, b in zip(state, expected, strict=True))
+    constant = x[:1].expand(4, -1, -1, -1, -1)
+    assert torch.equal(layer(constant)[0].float(), layer(constant.float())[0])

@@ -15,7 +15,21 @@ def test_bundled_recipes_build_their_network(name: str) -> None:
     network = build_network(
         recipe.network.name, recipe.network.arguments, recipe.neuron, recipe.training.timesteps
     )
-    assert sum(p.numel() for p in network.parameters()) * 4 < 2_000_000
+    size = sum(p.numel() for p in network.parameters()) * 4
+    assert (size < 2_000_000) == (recipe.network.name == "small-conv")
+
+
+def test_a_schedule_says_the_timesteps_of_each_epoch() -> None:
+    training = load_recipe("fashion-clif", ["training.timestep_schedule=[[2, 1], [1, 3]]"]).training
+    assert [training.timesteps_of(epoch) for epoch in range(5)] == [1, 1, 3, 4, 4]
+
+
+def test_what_is_not_set_is_not_written() -> None:
+    # Runs begun before these settings were there go on with them.
+    written = load_recipe("fashion-clif").model_dump(mode="json")["training"]
+    assert not {"precision", "timestep_schedule"} & written.keys()
+    chosen = load_recipe("fashion-clif", ["training.precision=bfloat16"]).model_dump(mode="json")
+    assert chosen["training"]["precision"] == "bfloat16"
 
 
 def test_settings_are_laid_over_with_their_types() -> None:
@@ -35,6 +49,9 @@ def test_settings_are_laid_over_with_their_types() -> None:
         ("nonsense", "write key=value"),
         ("name.more=1", "is a value, not a section"),
         ("neuron.kind=izhikevich", "neuron"),
+        ("training.precision=float64", "training.precision"),
+        ("training.timestep_schedule=[[13, 1]]", "more epochs than epochs = 12"),
+        ("training.timestep_schedule=[[1, 5]]", "beyond timesteps = 4"),
     ],
 )
 def test_a_wrong_setting_is_named(setting: str, message: str) -> None:

@@ -138,6 +138,23 @@ def test_every_neuron_trains(bars: Path, tmp_path: Path, recipe: str) -> None:
     assert [name for name in learned if torch.equal(before[name], after[name])] == []
 
 
+def test_trains_with_fewer_timesteps_first_and_in_bfloat16(bars: Path, tmp_path: Path) -> None:
+    settings = ("training.timestep_schedule=[[1, 1]]", "training.precision=bfloat16")
+    run = run_in(tmp_path, bars, *settings)
+    seen = []
+    run.network.register_forward_hook(
+        lambda _, inputs, output: seen.append((len(output.logits), output.logits.dtype))
+    )
+    manifest = run.train()
+    lengths = [length for length, dtype in seen if dtype == torch.bfloat16]
+    assert set(lengths[: run.steps]) == {1}
+    assert set(lengths[run.steps :]) == {run.recipe.training.timesteps}
+    assert all(
+        length == run.recipe.training.timesteps for length, dtype in seen if dtype == torch.float32
+    )
+    assert manifest.accuracy[0].value > 0.5
+
+
 def test_the_loss_per_step_is_the_mean_of_each_steps_cross_entropy() -> None:
     logits, y = torch.randn(3, 5, 4), torch.tensor([0, 1, 2, 3, 0])
     section = TrainingSection(timesteps=3, epochs=1, regulariser=0.05, label_smoothing=0.1)

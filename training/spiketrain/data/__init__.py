@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 
 from spiketrain.data.base import Augmentation, DataMissingError, DataSet, Split, SplitName
+from spiketrain.data.cifar import load_cifar
 from spiketrain.data.events import load_nmnist_small_set
 from spiketrain.data.idx import FASHION_CLASSES, MNIST_CLASSES, load_idx
 from spiketrain.data.recordings import RecordingFolder, load_recordings
 from spiketrain.manifest import EventInput
 
-DATA_SETS = ("fashion-mnist", "mnist", "nmnist-small", "recordings")
+DATA_SETS = ("cifar10", "cifar100", "fashion-mnist", "mnist", "nmnist-small", "recordings")
+
+_CIFAR_FOLDERS = {"cifar10": "cifar-10", "cifar100": "cifar-100"}
 
 
 def data_root(root: Path | None = None) -> Path:
@@ -29,7 +32,7 @@ def load_dataset(
     seed: int = 0,
     recordings: RecordingFolder | None = None,
 ) -> DataSet:
-    """A data set of `DATA_SETS` from the folder of its name under `root`.
+    """A data set of `DATA_SETS` from the folder of its name (cifar-10, cifar-100 for those) under `root`.
 
     `events` and `timesteps` say how recordings become frames; image sets ignore both. `recordings` says where one's
     own lie, for the set of that name. Raises ValueError for an unknown name and DataMissingError, with the place and
@@ -46,6 +49,8 @@ def load_dataset(
             )
         case "mnist":
             return load_idx(name, base / name, MNIST_CLASSES, 0.1307, 0.3081, seed=seed, **held_out)
+        case "cifar10" | "cifar100":
+            return load_cifar(name, base / _CIFAR_FOLDERS[name], validation_per_class, seed)
         case "nmnist-small":
             if events is None:
                 raise ValueError(

@@ -40,7 +40,7 @@ def _fusable(x: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.dim() > 1
-        and len(x) > 1
+        and len(x) > 0
         and not _observed(x)
         and os.environ.get("SPIKETRAIN_KERNELS") != "plain"
     )
