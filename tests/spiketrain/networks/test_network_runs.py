@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spiketrain.networks import Network, SharedDropout, build_network
+from spiketrain.networks import Network, PlifNet, SharedDropout, build_network
 from spiketrain.neurons import (
     CLIFConfig,
     GLIFConfig,
@@ -26,6 +26,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "spiking-resnet34": {"input_shape": (3, 25, 25)},
     "spiking-vgg11": {"input_shape": (2, 32, 32)},
     "spiking-vgg13": {"input_shape": (3, 32, 32), "classes": 20},
+    "spiking-vgg9": {"input_shape": (2, 32, 32)},
+    "vggsnn": {"input_shape": (2, 16, 16)},
+    "tdbn-resnet18": {"input_shape": (3, 8, 8)},
+    "tdbn-resnet19": {"input_shape": (3, 8, 8), "classes": 60},
+    "ms-resnet18": {"input_shape": (3, 48, 48), "classes": 10},
+    "sew-7b-wide": {"input_shape": (2, 16, 16)},
+    "plif-mnist": {"input_shape": (1, 8, 8), "hidden": 64},
+    "plif-nmnist": {"input_shape": (2, 10, 10), "pooling": "average"},
 }
 NEURONS: dict[str, NeuronConfig] = {
     "lif": LIFConfig(),
@@ -57,6 +65,9 @@ def lively(name: str, neuron: str, **arguments: Any) -> Network:
         norm.momentum = None  # the mean of what it sees
         torch.nn.init.uniform_(norm.weight, 0.8, 1.5)
         torch.nn.init.uniform_(norm.bias, 0.1, 0.5)
+    if isinstance(network, PlifNet):  # its linear layers have no batch norm to make them fire
+        for linear in (network.linear1, network.linear2):
+            torch.nn.init.uniform_(linear.weight, -0.2, 0.25)
     network.train()
     with torch.no_grad():
         network(pictures(network, 2, seed=9), timesteps=2)

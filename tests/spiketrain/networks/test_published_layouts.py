@@ -9,9 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from spiketrain.networks import NETWORKS, build_network
-from spiketrain.neurons import CLIFConfig, ILIFConfig, LIFConfig, NeuronConfig, PLIFConfig
+from spiketrain.neurons import (
+    CLIFConfig,
+    GLIFConfig,
+    ILIFConfig,
+    LIFConfig,
+    NeuronConfig,
+    PLIFConfig,
+)
 
 REPOSITORY_PLIF = PLIFConfig(decay_input=False, reset="soft", detach_reset=False)
+# Nine layers with 64 channels, seven with 128; seven values a channel and one a timestep, of 16.
+GLIF_OF_7B = (9 * 64 + 7 * 128) * (7 + 16)
 COUNTS = [
     ("spiking-resnet18", {"classes": 10}, 11_176_906, 17),
     ("spiking-resnet18", {"classes": 100}, 11_223_076, 17),
@@ -20,12 +29,37 @@ COUNTS = [
     ("spiking-vgg11", {"classes": 10}, 9_476_298, 8),
     ("spiking-vgg11", {"classes": 11, "input_shape": (2, 128, 128)}, 9_501_387, 8),
     ("spiking-vgg13", {"classes": 200, "input_shape": (3, 64, 64)}, 14_428_680, 10),
+    ("sew-7b-wide", {}, 1_236_298 - GLIF_OF_7B, 16),
+]
+# With PLIF's one parameter a layer, as the PLIF repository has them.
+PLIF_COUNTS = [
+    ("plif-mnist", {}, 13_198_980, 4),
+    ("plif-cifar10", {}, 36_718_344, 8),
+    ("plif-nmnist", {}, 17_132_292, 4),
+    ("plif-cifar10-dvs", {}, 17_427_718, 6),
+    ("plif-dvs-gesture", {}, 1_698_311, 7),
+]
+# Channel-wise GLIF, as the GLIF repository has it; in parentheses, of which GLIF's.
+GLIF_COUNTS = [
+    ("tdbn-resnet18", {}, 2, 11_339_648, 35_136),
+    ("tdbn-resnet18", {}, 4, 11_347_456, 42_944),
+    ("tdbn-resnet18", {}, 6, 11_355_264, 50_752),
+    ("tdbn-resnet18", {"classes": 100}, 4, 11_265_024, 42_944),
+    ("tdbn-resnet19", {}, 2, 12_740_864, 40_320),
+    ("tdbn-resnet19", {}, 4, 12_749_824, 49_280),
+    ("tdbn-resnet19", {}, 6, 12_758_784, 58_240),
+    ("tdbn-resnet19", {"classes": 100}, 6, 12_676_352, 58_240),
+    ("ms-resnet18", {}, 6, 11_739_584, 44_928),
+    ("ms-resnet34", {}, 6, 21_899_712, 93_184),
+    ("sew-7b-wide", {}, 16, 1_236_298, GLIF_OF_7B),
 ]
 
 
-def parameters(name: str, arguments: dict[str, Any], neuron: NeuronConfig) -> int:
+def parameters(
+    name: str, arguments: dict[str, Any], neuron: NeuronConfig, timesteps: int = 6
+) -> int:
     with torch.device("meta"):
-        network = build_network(name, arguments, neuron, timesteps=6)
+        network = build_network(name, arguments, neuron, timesteps)
     return sum(p.numel() for p in network.parameters())
 
 
@@ -34,6 +68,22 @@ def test_parameter_counts(name: str, arguments: dict[str, Any], count: int, neur
     for neuron in (LIFConfig(), CLIFConfig(), ILIFConfig()):
         assert parameters(name, arguments, neuron) == count
     assert parameters(name, arguments, REPOSITORY_PLIF) == count + neurons
+
+
+@pytest.mark.parametrize(("name", "arguments", "count", "neurons"), PLIF_COUNTS)
+def test_parameter_counts_of_the_plif_networks(
+    name: str, arguments: dict[str, Any], count: int, neurons: int
+) -> None:
+    assert parameters(name, arguments, REPOSITORY_PLIF) == count
+    assert parameters(name, arguments, LIFConfig()) == count - neurons
+
+
+@pytest.mark.parametrize(("name", "arguments", "timesteps", "count", "gates"), GLIF_COUNTS)
+def test_parameter_counts_of_the_glif_networks(
+    name: str, arguments: dict[str, Any], timesteps: int, count: int, gates: int
+) -> None:
+    assert parameters(name, arguments, GLIFConfig(), timesteps) == count
+    assert parameters(name, arguments, CLIFConfig(), timesteps) == count - gates
 
 
 @pytest.mark.parametrize(("name", "arguments", "neurons"), [(c[0], c[1], c[3]) for c in COUNTS])

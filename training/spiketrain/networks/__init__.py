@@ -19,18 +19,47 @@ from spiketrain.networks.base import (
     StepOutput,
 )
 from spiketrain.networks.graph import GraphNetwork
+from spiketrain.networks.plif import PlifNet
 from spiketrain.networks.resnet import SpikingResNet
+from spiketrain.networks.sew import WideNet7B
 from spiketrain.networks.small import SmallConv
-from spiketrain.networks.vgg import VGG11, VGG13, SpikingVGG
+from spiketrain.networks.tdbn import MsResNet, TdbnResNet
+from spiketrain.networks.vgg import VGG9, VGG11, VGG13, VGGSNN, SpikingVGG
 from spiketrain.neurons import NeuronConfig
 
 NETWORKS: dict[str, Callable[..., Network]] = {
     "graph": GraphNetwork,
+    "ms-resnet18": functools.partial(MsResNet, blocks=(2, 2, 2, 2)),
+    "ms-resnet34": functools.partial(MsResNet, blocks=(3, 4, 6, 3)),
+    "plif-mnist": functools.partial(
+        PlifNet, plan=(128, "P", 128, "P"), input_shape=(1, 28, 28), hidden=2048
+    ),
+    "plif-cifar10": functools.partial(
+        PlifNet,
+        plan=(*(256,) * 3, "P", *(256,) * 3, "P"),
+        input_shape=(3, 32, 32),
+        hidden=2048,
+        dropouts=(0.5, 0.0),
+    ),
+    "plif-nmnist": functools.partial(PlifNet, plan=(128, "P") * 2, input_shape=(2, 34, 34)),
+    "plif-cifar10-dvs": functools.partial(PlifNet, plan=(128, "P") * 4, input_shape=(2, 128, 128)),
+    "plif-dvs-gesture": functools.partial(
+        PlifNet, plan=(128, "P") * 5, input_shape=(2, 128, 128), classes=11
+    ),
+    "sew-7b-wide": WideNet7B,
     "small-conv": SmallConv,
     "spiking-resnet18": functools.partial(SpikingResNet, blocks=(2, 2, 2, 2)),
     "spiking-resnet34": functools.partial(SpikingResNet, blocks=(3, 4, 6, 3)),
+    "spiking-vgg9": functools.partial(SpikingVGG, plan=VGG9),
     "spiking-vgg11": functools.partial(SpikingVGG, plan=VGG11),
     "spiking-vgg13": functools.partial(SpikingVGG, plan=VGG13),
+    "tdbn-resnet18": functools.partial(
+        TdbnResNet, blocks=(2, 2, 2, 2), channels=(64, 128, 256, 512), strides=(1, 1, 2, 2)
+    ),
+    "tdbn-resnet19": functools.partial(
+        TdbnResNet, blocks=(3, 3, 2), channels=(128, 256, 512), strides=(1, 2, 2)
+    ),
+    "vggsnn": functools.partial(SpikingVGG, plan=VGGSNN, pooled=None),
 }
 
 
@@ -64,13 +93,17 @@ __all__ = [
     "NETWORKS",
     "Fire",
     "GraphNetwork",
+    "MsResNet",
     "Network",
     "NetworkState",
+    "PlifNet",
     "RunOutput",
     "SharedDropout",
     "SmallConv",
     "SpikingResNet",
     "SpikingVGG",
     "StepOutput",
+    "TdbnResNet",
+    "WideNet7B",
     "build_network",
 ]

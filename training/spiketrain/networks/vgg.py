@@ -2,6 +2,9 @@
 
 Each number of a plan is conv 3x3 (with bias), batch norm, neuron, dropout; "M" is an average pooling by 2. Then an adaptive
 average pooling to 7x7, which *enlarges* the map for the inputs of the papers, and one linear layer of 25,088 inputs.
+VGGSNN, which others train on CIFAR10-DVS (Deng et al., "Temporal efficient training", ICLR 2022), has no such pooling and
+starts with two convolutions at full size. The repository names a VGG-9 but has no plan for it; ours is VGG-11 without
+the second convolution of its last two stages.
 Source: models/spiking_vgg_bn.py of HuuYuLong/Complementary-LIF.
 """
 
@@ -16,7 +19,9 @@ from spiketrain.networks.base import Fire, Network, NeuronFactory, SharedDropout
 
 Plan = Sequence[Sequence[int | str]]
 
+VGG9: Plan = ((64, "M"), (128, "M"), (256, 256, "M"), (512, "M"), (512, "M"))
 VGG11: Plan = ((64, "M"), (128, "M"), (256, 256, "M"), (512, 512, "M"), (512, 512, "M"))
+VGGSNN: Plan = ((64, 128, "M"), (256, 256, "M"), (512, 512, "M"), (512, 512, "M"))
 VGG13: Plan = ((64, 64, "M"), (128, 128, "M"), (256, 256, "M"), (512, 512, "M"), (512, 512, "M"))
 
 
@@ -32,6 +37,8 @@ class _Unit(nn.Module):
 
 
 class SpikingVGG(Network):
+    """`pooled` is the size to which the last map is averaged or enlarged, None to leave it as it is."""
+
     def __init__(
         self,
         neurons: NeuronFactory,
@@ -39,9 +46,10 @@ class SpikingVGG(Network):
         input_shape: tuple[int, ...] = (2, 48, 48),
         classes: int = 10,
         dropout: float = 0.0,
+        pooled: int | None = 7,
     ) -> None:
         super().__init__(input_shape, classes, neurons.timesteps)
-        inputs = input_shape[0]
+        inputs, height, width = input_shape
         for stage, entries in enumerate(plan, 1):
             layer = nn.ModuleList()
             for i, entry in enumerate(entries):
@@ -50,10 +58,15 @@ class SpikingVGG(Network):
                     inputs = entry
                 else:
                     layer.append(nn.AvgPool2d(2))
+                    height, width = height // 2, width // 2
             self.add_module(f"layer{stage}", layer)
         self.stages = len(plan)
-        self.pool = nn.AdaptiveAvgPool2d((7, 7))
-        self.linear = nn.Linear(inputs * 49, classes)
+        if not height or not width:
+            raise ValueError(f"input of shape {tuple(input_shape)}: too small for its poolings")
+        if pooled is not None:
+            height = width = pooled
+        self.pool = nn.Identity() if pooled is None else nn.AdaptiveAvgPool2d((height, width))
+        self.linear = nn.Linear(inputs * height * width, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
