@@ -30,6 +30,17 @@ class RecipeError(ValueError):
 
 _OF_RECORDINGS = ("folder", "labels", "validation_share", "test_share")
 
+# Settings of training that came after the first release, and are written only where they are set.
+_LATER_SETTINGS = (
+    "precision",
+    "timestep_schedule",
+    "decay_all",
+    "neuron_learning_rate",
+    "cosine_epochs",
+    "target",
+)
+_LATER_OF_DATA = (*_OF_RECORDINGS, "mean", "std")
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +51,10 @@ class DataSection(_Section):
     validation_per_class: int | None = Field(None, gt=0)
     split_seed: int = 0
     augment: tuple[Transform, ...] = ()
+    mean: tuple[float, ...] | None = Field(
+        None, description="of each channel, for pictures; the data set's own unless given"
+    )
+    std: tuple[float, ...] | None = None
     folder: str | None = Field(
         None, description="of one's own recordings, under the folder of the data sets or absolute"
     )
@@ -71,21 +86,37 @@ class DataSection(_Section):
     def _without_what_is_not_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A stopped run goes on only with a recipe that is written as it was before these fields were there.
         content: dict[str, Any] = handler(self)
-        return {k: v for k, v in content.items() if v is not None or k not in _OF_RECORDINGS}
+        return {k: v for k, v in content.items() if v is not None or k not in _LATER_OF_DATA}
 
 
 class TrainingSection(_Section):
     timesteps: int = Field(gt=0)
     epochs: int = Field(gt=0)
     batch_size: int = Field(128, gt=0)
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
+    decay_all: bool = Field(
+        False,
+        description="weight decay also for biases, batch norms and the neurons' own parameters, not for weights alone",
+    )
+    neuron_learning_rate: float = Field(
+        1.0, gt=0, description="learning rate of the neurons' own parameters, as a factor"
+    )
     schedule: Literal["cosine", "one-cycle"] = "cosine"
-    loss: Literal["per-step", "mean"] = Field(
+    cosine_epochs: int | None = Field(
+        None,
+        gt=0,
+        description="epochs from the highest learning rate to 0; after as many more it is back. All epochs unless given",
+    )
+    loss: Literal["per-step", "mean", "vote"] = Field(
         "per-step",
-        description="per-step: cross entropy of every timestep's logits; mean: of their mean over time",
+        description="per-step: cross entropy of every timestep's logits; mean: of their mean over time; "
+        "vote: squared distance of their mean to 1 for the class and 0 for the others",
+    )
+    target: Literal["ones", "one-hot"] = Field(
+        "ones", description="what the regulariser draws the logits to"
     )
     regulariser: float = Field(
         0.0,
@@ -129,20 +160,36 @@ class TrainingSection(_Section):
     def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A stopped run goes on only with a recipe that is written as it was before these fields were there.
         content: dict[str, Any] = handler(self)
-        for name in ("precision", "timestep_schedule"):
+        for name in _LATER_SETTINGS:
             if getattr(self, name) == type(self).model_fields[name].default:
                 content.pop(name, None)
         return content
 
 
+class Expected(_Section):
+    """What others report for these settings. `selected_on` says on which split they chose the epoch."""
+
+    accuracy: float = Field(gt=0, lt=1)
+    selected_on: Literal["test", "validation", "unknown"]
+    source: str
+
+
 class Recipe(_Section):
     name: str
     source: str = Field("", description="where the settings come from")
+    expected: Expected | None = None
     data: DataSection
     events: EventInput | None = None
     network: NetworkSpec
     neuron: AnyNeuronConfig
     training: TrainingSection
+
+    @model_serializer(mode="wrap")
+    def _without_nothing_expected(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if self.expected is None:
+            content.pop("expected", None)
+        return content
 
     @model_validator(mode="after")
     def _window_for_events(self) -> Recipe:

@@ -8,23 +8,23 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
-from torch import Tensor
+from pydantic import ValidationError
 
 import spiketrain
 from spiketrain.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from spiketrain.data import DataSet, load_dataset
 from spiketrain.data.augment import Pipeline
 from spiketrain.evaluate import Evaluation, evaluate
-from spiketrain.manifest import Manifest, TrainingRecord
+from spiketrain.manifest import ImageInput, Manifest, TrainingRecord
 from spiketrain.networks import Network, build_network
-from spiketrain.recipe import Recipe, TrainingSection
+from spiketrain.optimise import loss_of, make_optimizer, make_schedule
+from spiketrain.recipe import DataSection, Recipe
 
 
 class TrainingError(RuntimeError):
@@ -70,6 +70,7 @@ class Run:
             seed=recipe.data.split_seed,
             recordings=recipe.data.recordings,
         )
+        self.data = _normalised_as(self.data, recipe.data)
         self.network = build_network(
             recipe.network.name, recipe.network.arguments, recipe.neuron, training.timesteps
         )
@@ -90,8 +91,8 @@ class Run:
             raise TrainingError(
                 f"training.batch_size {training.batch_size} is more than the {len(self.data.train)} samples"
             )
-        self.optimizer = _optimizer(self.network, training)
-        self.schedule = _schedule(self.optimizer, training, self.steps)
+        self.optimizer = make_optimizer(self.network, training)
+        self.schedule = make_schedule(self.optimizer, training, self.steps)
         self.draws = torch.Generator().manual_seed(training.seed)
         self.epoch = 0
         self.best = -1.0
@@ -233,21 +234,19 @@ class Run:
         self.epoch, self.best = saved["epoch"], saved["best"]
 
 
-def loss_of(logits: Tensor, y: Tensor, training: TrainingSection) -> Tensor:
-    """The recipe's loss of logits [T, N, classes] and labels [N].
-
-    Per step: the mean over timesteps of the cross entropy, which makes every prefix of a run a usable classifier,
-    plus `regulariser` times the mean squared distance of the logits to 1 (the CLIF repository's train.py).
-    """
-    if training.loss == "mean":
-        return functional.cross_entropy(logits.mean(0), y, label_smoothing=training.label_smoothing)
-    every = functional.cross_entropy(
-        logits.flatten(0, 1), y.repeat(len(logits)), label_smoothing=training.label_smoothing
-    )
-    if training.regulariser == 0:
-        return every
-    distance = functional.mse_loss(logits, torch.ones_like(logits))
-    return (1 - training.regulariser) * every + training.regulariser * distance
+def _normalised_as(data: DataSet, section: DataSection) -> DataSet:
+    """The data set with the recipe's mean and standard deviation, where it has some."""
+    if section.mean is None and section.std is None:
+        return data
+    if not isinstance(data.input, ImageInput):
+        raise TrainingError(f"data.mean and data.std are for pictures; {data.name} has events")
+    given = {"mean": section.mean, "std": section.std}
+    changes = {name: value for name, value in given.items() if value is not None}
+    try:
+        normalised = ImageInput.model_validate(data.input.model_dump() | changes)
+    except ValidationError as error:
+        raise TrainingError(f"data.mean, data.std: {error.errors()[0]['msg']}") from error
+    return replace(data, input=normalised)
 
 
 def _not_finite(network: Network) -> str | None:
@@ -258,30 +257,6 @@ def _not_finite(network: Network) -> str | None:
         if parameter.grad is not None and not math.isfinite(parameter.grad.sum().item()):
             return f"the gradient of {name}"
     return None
-
-
-def _optimizer(network: Network, training: TrainingSection) -> torch.optim.Optimizer:
-    # Decay belongs to weights; biases, batch norms and the neurons' own parameters are left alone.
-    decayed = [p for p in network.parameters() if p.dim() > 1]
-    others = [p for p in network.parameters() if p.dim() <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": training.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    if training.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=training.learning_rate)
-    return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum)
-
-
-def _schedule(
-    optimizer: torch.optim.Optimizer, training: TrainingSection, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    total = training.epochs * steps
-    if training.schedule == "one-cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, training.learning_rate, total, pct_start=0.2, cycle_momentum=False
-        )
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
 
 
 @contextmanager

@@ -26,8 +26,12 @@ def test_a_schedule_says_the_timesteps_of_each_epoch() -> None:
 
 def test_what_is_not_set_is_not_written() -> None:
     # Runs begun before these settings were there go on with them.
-    written = load_recipe("fashion-clif").model_dump(mode="json")["training"]
-    assert not {"precision", "timestep_schedule"} & written.keys()
+    written = load_recipe("fashion-clif").model_dump(mode="json")
+    assert (
+        not {"precision", "timestep_schedule", "decay_all", "target"} & written["training"].keys()
+    )
+    assert not {"mean", "std"} & written["data"].keys()
+    assert "expected" not in written
     chosen = load_recipe("fashion-clif", ["training.precision=bfloat16"]).model_dump(mode="json")
     assert chosen["training"]["precision"] == "bfloat16"
 

@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 from spiketrain.checkpoint import load_checkpoint
 from spiketrain.cli import app
 from spiketrain.evaluate import evaluate
+from spiketrain.optimise import loss_of
 from spiketrain.recipe import TrainingSection, load_recipe
-from spiketrain.train import Progress, Run, TrainingError, loss_of
+from spiketrain.train import Progress, Run, TrainingError
 
 SETTINGS = (
     "training.epochs=3",
