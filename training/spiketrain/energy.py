@@ -14,14 +14,13 @@ nothing about dense hardware, which does not skip what is zero.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spiketrain.networks import Network, SharedDropout
+from spiketrain.networks import Network, SharedDropout, with_plain_weights
 from spiketrain.networks.graph import Scale
 from spiketrain.neurons import NeuronLayer
 
@@ -147,13 +146,22 @@ class _Reached:
         self.count(current)
         if not layer.config.spiking:  # analog values: what is behind them multiplies
             return torch.ones_like(current)
-        leaf = torch.ones_like(current).requires_grad_()
-        self.leaves[self.network.name_of(layer)] = leaf
+        leaf = self._leaf(self.network.name_of(layer), current)
         if "feedback_weight" in dict(
             layer.named_parameters()
         ):  # each spike reaches the whole layer
             self.count(leaf * layer.channels)
         return leaf
+
+    def previous(self, source: NeuronLayer, memory: NeuronLayer) -> Tensor:
+        """Spikes reach also what they come back to at the next timestep."""
+        name = self.network.name_of(source)
+        return self._leaf(name, self.total.new_empty(1, *self.network.neuron_shapes()[name]))
+
+    def _leaf(self, name: str, like: Tensor) -> Tensor:
+        if name not in self.leaves:
+            self.leaves[name] = torch.ones_like(like).requires_grad_()
+        return self.leaves[name]
 
     def at_weights(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         self.count(output)
@@ -166,14 +174,14 @@ class _Reached:
 
 def _unit_network(network: Network) -> Network:
     """A copy in which every weight is 1, biases are 0, batch norms do nothing and poolings add up."""
-    for name, module in network.named_modules():
+    unit = with_plain_weights(network).eval().requires_grad_(False)
+    for name, module in unit.named_modules():
         own = next(module.parameters(recurse=False), None) is not None
         if (own or not list(module.children())) and not isinstance(module, _COUNTABLE):
             raise ValueError(
                 f"{name} is a {type(module).__name__}: its operations per spike are not a constant, "
                 "so synaptic operations cannot be counted by neuron"
             )
-    unit = copy.deepcopy(network).eval().requires_grad_(False)
     for module in unit.modules():
         if isinstance(module, _WEIGHTED):
             module.weight.fill_(1)

@@ -15,9 +15,10 @@ from spiketrain.networks import Network
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`accuracy_by_timestep` is that of the mean logits of the first t timesteps, t = 1..T.
+    """`accuracy_by_timestep` is that of the answers after the first t timesteps, t = 1..T.
 
-    `logits` [N, classes] is the mean over all timesteps; `rates` gives each layer's firing rate by sample [N], in
+    `logits` [N, classes] is the answer after all: the mean over timesteps, or the last one where the network averages
+    by itself; `rates` gives each layer's firing rate by sample [N], in
     spikes per neuron per timestep, `rates_by_timestep` by timestep [T].
     """
 
@@ -57,6 +58,14 @@ def rate_profile(rates: Tensor) -> RateProfile:
     return RateProfile(mean=rates.double().mean().item(), p1=p1, p50=p50, p99=p99)
 
 
+def running_answers(logits: Tensor, readout: str) -> Tensor:
+    """What a run says after each timestep, from the logits [T, N, classes] of each, by a network's readout."""
+    if readout == "last":
+        return logits
+    steps = torch.arange(1, len(logits) + 1, dtype=logits.dtype, device=logits.device)
+    return logits.cumsum(0) / steps.view(-1, 1, 1)
+
+
 @torch.no_grad()
 def evaluate(
     network: Network, batches: Iterable[tuple[Tensor, Tensor]], timesteps: int | None = None
@@ -69,8 +78,7 @@ def evaluate(
     by_timestep: dict[str, list[Tensor]] = {}
     for x, y in batches:
         run = network(x, timesteps)
-        steps = torch.arange(1, len(run.logits) + 1, dtype=run.logits.dtype).view(-1, 1, 1)
-        prefixes = run.logits.cumsum(0) / steps
+        prefixes = running_answers(run.logits, network.logit_readout)
         right.append((prefixes.argmax(2) == y).sum(1))
         logits.append(prefixes[-1])
         labels.append(y)

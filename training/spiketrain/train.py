@@ -176,6 +176,7 @@ class Run:
             timesteps=recipe.training.timesteps,
             input=self.data.input,
             classes=self.data.classes,
+            readout=self.network.logit_readout,
             accuracy=(validation.as_accuracy(self.data.name, "validation"),),
             training=TrainingRecord(
                 recipe=recipe.name,

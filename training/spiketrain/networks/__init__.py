@@ -16,8 +16,11 @@ from spiketrain.networks.base import (
     NeuronFactory,
     RunOutput,
     SharedDropout,
+    StepFire,
     StepOutput,
+    with_plain_weights,
 )
+from spiketrain.networks.feedback import FeedbackConv, FeedbackConvStack, FeedbackLinear
 from spiketrain.networks.graph import GraphNetwork
 from spiketrain.networks.plif import PlifNet
 from spiketrain.networks.resnet import SpikingResNet
@@ -28,6 +31,14 @@ from spiketrain.networks.vgg import VGG9, VGG11, VGG13, VGGSNN, SpikingVGG
 from spiketrain.neurons import NeuronConfig
 
 NETWORKS: dict[str, Callable[..., Network]] = {
+    "feedback-64c5s": FeedbackConv,
+    "feedback-alexnet": functools.partial(
+        FeedbackConvStack, layers=((96, 2), (256, 1), (384, 2), (384, 1), (256, 1))
+    ),
+    "feedback-cifarnet": functools.partial(
+        FeedbackConvStack, layers=((128, 2), (256, 1), (512, 2), (1024, 1), (512, 1))
+    ),
+    "feedback-f400": FeedbackLinear,
     "graph": GraphNetwork,
     "ms-resnet18": functools.partial(MsResNet, blocks=(2, 2, 2, 2)),
     "ms-resnet34": functools.partial(MsResNet, blocks=(3, 4, 6, 3)),
@@ -91,6 +102,9 @@ def build_network(
 
 __all__ = [
     "NETWORKS",
+    "FeedbackConv",
+    "FeedbackConvStack",
+    "FeedbackLinear",
     "Fire",
     "GraphNetwork",
     "MsResNet",
@@ -102,8 +116,10 @@ __all__ = [
     "SmallConv",
     "SpikingResNet",
     "SpikingVGG",
+    "StepFire",
     "StepOutput",
     "TdbnResNet",
     "WideNet7B",
     "build_network",
+    "with_plain_weights",
 ]

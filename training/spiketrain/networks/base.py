@@ -8,17 +8,21 @@ does, so a network is written once.
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from spiketrain.neurons import NeuronConfig, NeuronLayer
 
 # The state of each layer of neurons, by the layer's name.
 NetworkState = dict[str, Any]
+
+NetworkKind = TypeVar("NetworkKind", bound="Network")
 
 
 class StepOutput(NamedTuple):
@@ -47,8 +51,12 @@ class Fire(Protocol):
 class Network(nn.Module, abc.ABC):
     """Weights, and where the neurons sit. Holds no state of neurons.
 
-    `input_shape` is one sample of one timestep, (channels, height, width) or (features,).
+    `input_shape` is one sample of one timestep, (channels, height, width) or (features,). `logit_readout` is how the logits
+    of the timesteps become one, as a manifest says it.
     """
+
+    # Not `readout`: networks have a layer of that name.
+    logit_readout: Literal["mean", "last"] = "mean"
 
     def __init__(self, input_shape: tuple[int, ...], classes: int, timesteps: int) -> None:
         super().__init__()
@@ -99,7 +107,7 @@ class Network(nn.Module, abc.ABC):
 
     def advance(self, encoded: Tensor, state: NetworkState) -> StepOutput:
         """One timestep from an input that is encoded already."""
-        fire = _Step(self, state)
+        fire = StepFire(self, state)
         logits = self.body(encoded, fire)
         return StepOutput(logits, fire.spikes, fire.state)
 
@@ -128,7 +136,9 @@ class Network(nn.Module, abc.ABC):
         return RunOutput(logits.view(steps, batch, -1), fire.spikes, fire.state)
 
 
-class _Step:
+class StepFire:
+    """`Fire` of one timestep: the states `before` in, those after it in `state`."""
+
     timesteps = 1
 
     def __init__(self, network: Network, state: NetworkState) -> None:
@@ -143,6 +153,10 @@ class _Step:
         if layer.config.spiking:
             self.spikes[name] = spikes
         return spikes
+
+    def previous(self, source: NeuronLayer, memory: NeuronLayer) -> Tensor:
+        last: Tensor = self.before[self.network.name_of(memory)].last
+        return last
 
 
 class _AllSteps:
@@ -181,6 +195,22 @@ class _Shapes:
     def __call__(self, layer: NeuronLayer, current: Tensor) -> Tensor:
         self.shapes[self.network.name_of(layer)] = tuple(current.shape[1:])
         return torch.zeros_like(current)
+
+    def previous(self, source: NeuronLayer, memory: NeuronLayer) -> None:
+        return None
+
+
+def with_plain_weights(network: NetworkKind) -> NetworkKind:
+    """A copy in which weights that are computed from others, such as normalised ones, are weights like any other."""
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            # torch's own way of removing it changes the class, which the original has in common with its copy.
+            weight = cast(Tensor, module.weight).detach().clone()
+            del module.parametrizations
+            module.__class__ = type(module).__mro__[1]
+            module.weight = nn.Parameter(weight)
+    return network
 
 
 class SharedDropout(nn.Module):

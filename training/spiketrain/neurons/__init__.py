@@ -11,15 +11,24 @@ from pydantic import Field
 
 from spiketrain.neurons.base import Neuron, NeuronConfig, State
 from spiketrain.neurons.clif import CLIF, CLIFConfig, CLIFState
+from spiketrain.neurons.feedback import FeedbackLIF, FeedbackLIFConfig
 from spiketrain.neurons.glif import GLIF, GLIFConfig, GLIFState
 from spiketrain.neurons.ilif import ILIF, ILIFConfig, ILIFState
 from spiketrain.neurons.integrator import Integrator, IntegratorConfig
 from spiketrain.neurons.layer import NeuronLayer
 from spiketrain.neurons.lif import LIF, LIFConfig, LIFState
 from spiketrain.neurons.plif import PLIF, PLIFConfig
+from spiketrain.neurons.rate import Rate, RateConfig
 
 AnyNeuronConfig = Annotated[
-    LIFConfig | PLIFConfig | CLIFConfig | ILIFConfig | GLIFConfig | IntegratorConfig,
+    LIFConfig
+    | PLIFConfig
+    | CLIFConfig
+    | ILIFConfig
+    | GLIFConfig
+    | IntegratorConfig
+    | FeedbackLIFConfig
+    | RateConfig,
     Field(discriminator="kind"),
 ]
 
@@ -32,6 +41,8 @@ __all__ = [
     "AnyNeuronConfig",
     "CLIFConfig",
     "CLIFState",
+    "FeedbackLIF",
+    "FeedbackLIFConfig",
     "GLIFConfig",
     "GLIFState",
     "ILIFConfig",
@@ -44,5 +55,7 @@ __all__ = [
     "NeuronConfig",
     "NeuronLayer",
     "PLIFConfig",
+    "Rate",
+    "RateConfig",
     "State",
 ]

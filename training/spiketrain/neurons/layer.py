@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from spiketrain.kernels import run_steps
@@ -38,16 +37,9 @@ class NeuronLayer(nn.Module):
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """All timesteps: currents [T, N, C, ...] in, spikes of the same shape and the last state out.
 
-        Currents in bfloat16 or float16 give spikes in that type, which holds 0 and 1 exactly; the state stays float32,
-        as a potential that is leaked and added to needs more digits than they have.
+        Spikes have the dtype of the currents; the state is float32 for those of 16 bits, too.
         """
-        if x.dtype in (torch.bfloat16, torch.float16):
-            # The same current at all timesteps stays one.
-            wide = x[0].float().expand(x.shape) if x.stride(0) == 0 else x.float()
-            spikes, last = self.forward(wide, state)
-            return spikes.to(x.dtype), last
-        neuron = self.neuron()
-        return run_steps(neuron, x, neuron.initial_state(x[0]) if state is None else state)
+        return run_steps(self.neuron(), x, state)
 
     def extra_repr(self) -> str:
         return f"{self.config!r}, channels={self.channels}"
