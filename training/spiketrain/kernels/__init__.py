@@ -10,15 +10,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_NARROW = (torch.bfloat16, torch.float16)
 
-def run_steps(neuron: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+
+def run_steps(neuron: Any, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
     """Currents [T, N, C, ...] and a state in; spikes of the same shape and the last state out.
 
+    Without a state neurons start from their initial one. Currents in bfloat16 or float16 give spikes in that type, which
+    holds 0 and 1 exactly; the state stays float32, as a potential that is leaked and added to needs more digits than
+    they have.
+
     Runs a fused kernel where there is one for this neuron, dtype and device, else the plain loop; both give the
-    same spikes. SPIKETRAIN_KERNELS=plain in the environment turns the kernels off.
+    same spikes, but for potentials within some millionths of the threshold on a GPU. SPIKETRAIN_KERNELS=plain in the
+    environment turns the kernels off.
     """
+    fuse = not _observed(x) and os.environ.get("SPIKETRAIN_KERNELS") != "plain"
     if (
-        _fusable(x)
+        fuse
+        and _on_gpu(x)
+        and (gpu := _triton()) is not None
+        and (result := gpu.run(neuron, x, state)) is not None
+    ):
+        return result  # type: ignore[no-any-return]
+    if x.dtype in _NARROW:
+        # The same current at all timesteps stays one.
+        wide = x[0].float().expand(x.shape) if x.stride(0) == 0 else x.float()
+        spikes, last = run_steps(neuron, wide, state)
+        return spikes.to(x.dtype), last
+    if state is None:
+        state = neuron.initial_state(x[0])
+    if (
+        fuse
+        and _fusable(x)
         and (cpu := _cpu()) is not None
         and (kernel := cpu.kernel_of(neuron, x, state)) is not None
     ):
@@ -36,14 +59,11 @@ def plain_steps(neuron: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
 
 
 def _fusable(x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.dim() > 1
-        and len(x) > 0
-        and not _observed(x)
-        and os.environ.get("SPIKETRAIN_KERNELS") != "plain"
-    )
+    return x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() > 1 and len(x) > 0
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.device.type == "cuda"
 
 
 def _observed(x: Tensor) -> bool:
@@ -62,5 +82,14 @@ def _cpu() -> Any:
     """The module of CPU kernels, None without numba."""
     try:
         return importlib.import_module("spiketrain.kernels.cpu")
+    except ImportError:
+        return None
+
+
+@functools.cache
+def _triton() -> Any:
+    """The GPU kernels, None without Triton."""
+    try:
+        return importlib.import_module("spiketrain.kernels.triton")
     except ImportError:
         return None
