@@ -53,10 +53,31 @@ def test_clif_values_are_the_mean_of_threshold_plus_sigmoid_at_spikes(
     assert hard["stages.0.neuron"] == pytest.approx(torch.cat(after).mean().item())
 
 
-def test_ilif_values_lie_between_1_5_and_2(make_checkpoint: MakeCheckpoint, batches: Batches):
+def test_ilif_values_are_those_of_clif_and_the_inhibition_that_follows(
+    make_checkpoint: MakeCheckpoint, batches: Batches
+):
     network, inputs = parent_and_inputs(make_checkpoint, batches, ILIFConfig())
-    soft = closed_form(reset_moments(network, inputs), "soft")
-    assert all(1.5 <= value < 2 for value in soft.values())
+    with_inhibition = closed_form(reset_moments(network, inputs), "soft")
+    network, inputs = parent_and_inputs(make_checkpoint, batches, ILIFConfig(current_decay=0.0))
+    without = closed_form(reset_moments(network, inputs), "soft")
+    assert all(1.5 <= value < 2 for value in without.values())
+
+    # The first layer again, from ILIF's equations.
+    subtracted = []
+    with torch.no_grad():
+        for x in inputs:
+            current = network.encode(x)
+            v = m = inhibition = torch.zeros_like(current)
+            for _ in range(6):
+                h = v / 2 + current - inhibition.clamp(min=0)
+                fired = h >= 1
+                m = m + fired * (h - 1)
+                inhibition = 0.03 * (inhibition + current * fired)
+                v = h - fired * (1 + torch.sigmoid(m))
+                subtracted.append((h - v + inhibition.clamp(min=0) / 0.5)[fired])
+    expected = torch.cat(subtracted).mean().item()
+    assert with_inhibition["stages.0.neuron"] == pytest.approx(expected)
+    assert expected > 1.5
 
 
 def test_a_lif_is_found_to_do_what_it_does(make_checkpoint: MakeCheckpoint, batches: Batches):

@@ -2,7 +2,8 @@
 
 The best single number for a soft reset to subtract is the mean of what the parent subtracted, E[h - v | spike], which
 for CLIF and ILIF is E[threshold + sigma(m) | spike]; for a hard reset with rest 0 it is the mean of where the parent
-was after its spikes, E[v | spike]. Both minimise the squared error of the potential after a spike.
+was after its spikes, E[v | spike]. Both minimise the squared error of the potential after a spike. ILIF's inhibition
+of the next current is counted as a lower potential after the spike, which is what it comes to at the next charge.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from spiketrain.convert.lif_form import ConversionError
 from spiketrain.networks import Network, NetworkState
-from spiketrain.neurons import GLIF, NeuronLayer
+from spiketrain.neurons import GLIF, ILIF, NeuronLayer
 from spiketrain.neurons.base import per_channel
 from spiketrain.neurons.lif import Reset
 from spiketrain.surrogate import Surrogate
@@ -101,6 +102,8 @@ class _Recording:
         spikes, state = neuron._replace(fire=heard).step(current, self.before[name])
         h = heard.u + per_channel(neuron.threshold, heard.u)
         after = _after_reset(neuron, h, spikes) if isinstance(neuron, GLIF) else state.v
+        if isinstance(neuron, ILIF):
+            after = after - state.i.clamp(min=0) / (1 - 1 / neuron.tau)
         self.moments[name] = ResetMoments(
             _by_channel(spikes), _by_channel(spikes * (h - after)), _by_channel(spikes * after)
         )

@@ -5,68 +5,60 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import Tensor
 
 from spiketrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from spiketrain.convert.ablation import ablation
+from spiketrain.convert.calibrate import PARTS, Calibration, Family, calibrate
 from spiketrain.convert.closed_form import closed_form, reset_moments
+from spiketrain.convert.distil import FineTuning
 from spiketrain.convert.judge import Judgement, judge
 from spiketrain.convert.lif_form import ConversionError
-from spiketrain.convert.source import sample_of, training_data
+from spiketrain.convert.report import ConversionReport, state_bytes
+from spiketrain.convert.samples import HeldOut, Samples
+from spiketrain.convert.source import training_data
 from spiketrain.convert.sweep import SweepReport, sweep
 from spiketrain.convert.to_lif import Rest, convert_to_lif
 from spiketrain.data import DataMissingError, DataSet
+from spiketrain.energy import fan_out
 from spiketrain.manifest import Accuracy
 from spiketrain.neurons.lif import Reset
-
-HeldOut = Literal["test", "validation"]
 
 output = Console()
 messages = Console(stderr=True)
 
 
-@dataclass(frozen=True)
-class Samples:
-    """The data of one command: unlabelled calibration samples, and held-out samples to judge on."""
-
-    data: DataSet
-    calibration: int
-    split: HeldOut
-    limit: int | None
-    batch_size: int
-
-    def calibration_inputs(self) -> Iterator[Tensor]:
-        chosen = sample_of(self.data.train, self.calibration)
-        return (x for x, _ in self.data.batches(chosen, self.batch_size))
-
-    def held_out(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.data.batches(
-            sample_of(self.data.split(self.split), self.limit), self.batch_size
-        )
-
-    @property
-    def calibrated_on(self) -> str:
-        return f"{self.data.name}, train, {min(self.calibration, len(self.data.train))} samples"
-
-    @property
-    def judged(self) -> int:
-        count = len(self.data.split(self.split))
-        return count if self.limit is None else min(self.limit, count)
-
-    @property
-    def judged_on(self) -> str:
-        return f"{self.data.name}, {self.split}, {self.judged} samples"
-
-
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="The checkpoint to convert.")],
     to: Annotated[Literal["lif"], typer.Option(help="The neuron to convert to.")] = "lif",
+    family: Annotated[
+        Family | None,
+        typer.Option(
+            help="Calibrate on training samples: soft, subtracts a value of each channel; hard, a reset value of each "
+            "layer; nir, what NIR's LIF can say."
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"With --family: a part to leave out, {', '.join(PARTS[:-1])}; may be repeated."
+        ),
+    ] = None,
+    fine_tune: Annotated[
+        int,
+        typer.Option(min=0, help="With --family: so many epochs of distillation from the parent."),
+    ] = 0,
+    show_parts: Annotated[
+        bool, typer.Option("--ablation", help="With --family: judge what each part adds.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a picture of the report to this .svg file.")
+    ] = None,
     reset: Annotated[
         Reset,
         typer.Option(
@@ -104,7 +96,7 @@ def convert(
         int | None, typer.Option(min=1, help="Judge on so many of them only.")
     ] = None,
     calibration: Annotated[
-        int, typer.Option(min=1, help="Training samples that `auto` uses.")
+        int, typer.Option(min=1, help="Training samples to calibrate on.")
     ] = 512,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     sweep_all: Annotated[
@@ -119,9 +111,10 @@ def convert(
 ) -> None:
     """Convert a checkpoint to plain LIF, and judge the result against it on held-out data."""
     amount = _amount(value)
+    how = _calibration(family, without, fine_tune, show_parts, value)
     parent = load_checkpoint(checkpoint)
     destination = _destination(checkpoint, parent, out, name)
-    needed = sweep_all or amount == "auto" or data is not None
+    needed = sweep_all or amount == "auto" or how is not None or data is not None
     source = _source(parent, data, needed)
     chosen = None if source is None else Samples(source, calibration, split, samples, batch_size)
     report: dict[str, Any] = {}
@@ -130,19 +123,85 @@ def convert(
         output.print(swept.table())
         report = json.loads(swept.to_json())
     if not sweep_all or out is not None:
-        child = _convert(parent, reset, amount, rest, name, chosen)
+        if how is None or chosen is None:
+            child = _convert(parent, reset, amount, rest, name, chosen)
+        else:
+            child = _calibrated(parent, how, name, chosen)
         child, judgement = _judged(parent, child, chosen)
         manifest = save_checkpoint(destination, child.manifest, child.tensors)
         output.print(f"{destination}: {manifest.name}", markup=False, soft_wrap=True)
-        if judgement is not None and chosen is not None:
-            _print_judgement(judgement, chosen)
         report |= {
             "output": str(destination),
             "conversion": manifest.model_dump(mode="json")["conversion"],
-            "judgement": judgement.summary() if judgement else None,
         }
+        if judgement is not None and chosen is not None:
+            written = _report(parent, child, how, judgement, chosen, show_parts)
+            output.print(written.text())
+            report |= json.loads(written.to_json())
+            if plot is not None:
+                write_atomically(plot, written.svg().encode())
     if json_file is not None:
         write_atomically(json_file, (json.dumps(report, indent=2) + "\n").encode())
+
+
+def _calibration(
+    family: Family | None,
+    without: list[str] | None,
+    fine_tune: int,
+    show_parts: bool,
+    value: str | None,
+) -> Calibration | None:
+    if family is None:
+        if without or fine_tune or show_parts:
+            raise ConversionError("--without, --fine-tune and --ablation are for --family")
+        return None
+    if value is not None:
+        raise ConversionError("--family chooses the values itself: leave --value out")
+    if unknown := set(without or ()) - set(PARTS):
+        raise ConversionError(f"--without {min(unknown)}: {', '.join(PARTS)}")
+    left_out = {*(without or ()), *(() if fine_tune else ("fine-tuning",))}
+    parts = tuple(part for part in PARTS if part not in left_out)
+    return Calibration(family, parts, fine_tuning=FineTuning(epochs=max(fine_tune, 1)))
+
+
+def _calibrated(
+    parent: Checkpoint, how: Calibration, name: str | None, chosen: Samples
+) -> Checkpoint:
+    with messages.status("calibrating") as status:
+        return calibrate(
+            parent,
+            chosen.calibration_inputs(),
+            how,
+            calibrated_on=chosen.calibrated_on,
+            name=name,
+            progress=lambda doing: status.update(f"calibrating: {doing}"),
+        )
+
+
+def _report(
+    parent: Checkpoint,
+    child: Checkpoint,
+    how: Calibration | None,
+    judgement: Judgement,
+    chosen: Samples,
+    show_parts: bool,
+) -> ConversionReport:
+    record = child.manifest.conversion
+    steps: tuple[tuple[str, Judgement], ...] = ()
+    if how is not None and show_parts:
+        with messages.status("calibrating") as status:
+            inputs = list(chosen.calibration_inputs())
+            steps = ablation(parent, inputs, chosen.held_out(), how, status.update)
+    return ConversionReport(
+        parent_name=parent.manifest.name,
+        child_name=child.manifest.name,
+        how="" if record is None else record.method,
+        calibrated_on="" if record is None else str(record.arguments.get("calibrated_on", "")),
+        judged_on=chosen.judged_on,
+        judgement=judgement,
+        state_bytes=(state_bytes(parent.network()), state_bytes(child.network())),
+        steps=steps,
+    )
 
 
 def _amount(value: str | None) -> float | Literal["auto"] | None:
@@ -211,7 +270,12 @@ def _judged(
     if chosen is None:
         return child, None
     with _progress(chosen.judged) as progress:
-        (judgement,) = judge(parent.network(), [child.network()], chosen.held_out(), progress)
+        network = parent.network()
+        try:
+            reach = fan_out(network)
+        except ValueError:  # operations per spike are not a constant: they are left out
+            reach = None
+        (judgement,) = judge(network, [child.network()], chosen.held_out(), progress, reach)
     before = parent.manifest.accuracy
     accuracy = Accuracy(
         dataset=chosen.data.name,
@@ -241,16 +305,6 @@ def _with_record(
     changes["arguments"] = record.arguments | (arguments or {})
     manifest = child.manifest.model_copy(update={"conversion": record.model_copy(update=changes)})
     return child._replace(manifest=manifest)
-
-
-def _print_judgement(judgement: Judgement, chosen: Samples) -> None:
-    output.print(
-        f"accuracy {100 * judgement.accuracy:.2f} % ({judgement.change:+.2f} points against the parent's "
-        f"{100 * judgement.parent_accuracy:.2f} %), agreement {100 * judgement.agreement:.2f} %, "
-        f"spike mismatch {100 * judgement.total_mismatch:.2f} %, on {chosen.judged_on}",
-        markup=False,
-        soft_wrap=True,
-    )
 
 
 @contextmanager

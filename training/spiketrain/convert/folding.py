@@ -32,7 +32,7 @@ def without_batch_norms(flow: Flow) -> Flow:
     Through a sum it is folded into all that is added up.
     """
     for op in [op for op in flow.ops if isinstance(op.module, BATCH_NORMS)]:
-        gain, shift = _affine_of(cast(nn.BatchNorm2d, op.module), op.name)
+        gain, shift = affine_of(cast(nn.BatchNorm2d, op.module), op.name)
         (source,) = flow.op(op.name).inputs
         flow = affine(flow, source, op.name, gain, shift)
         flow = without(flow, lambda other, name=op.name: other.name == name)  # type: ignore[misc]
@@ -129,7 +129,7 @@ def _pool_in_linear(flow: Flow, pool: Op) -> Flow:
     return replaced(flow, linear[0].name, module=folded)
 
 
-def _affine_of(norm: nn.BatchNorm2d, name: str) -> tuple[Tensor, Tensor]:
+def affine_of(norm: nn.BatchNorm2d, name: str) -> tuple[Tensor, Tensor]:
     if norm.running_mean is None or norm.running_var is None:
         raise ExportError(f"{name}: a batch norm without running statistics cannot be folded")
     gain = (norm.running_var.double() + norm.eps).rsqrt()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spiketrain.convert.paired import PairedChange
+from spiketrain.energy import synaptic_operations
 from spiketrain.networks import Network
 from spiketrain.rates import LayerRates, MismatchMeter, RateMeter, each_step
 
@@ -18,7 +20,8 @@ class Judgement:
     """How one child did. Accuracies are of the mean logits, the last entry of `accuracy_by_timestep` over all.
 
     `agreement` is the share of samples that the child puts in the class its parent does; `spike_mismatch` and
-    `total_mismatch` are those of `MismatchMeter`.
+    `total_mismatch` are those of `MismatchMeter`. `parent_rates` are the parent's mean firing rates by layer.
+    `operations` are synaptic operations per sample, of the parent and of the child, None where they were not counted.
     """
 
     samples: int
@@ -28,6 +31,9 @@ class Judgement:
     spike_mismatch: dict[str, float]
     total_mismatch: float
     rates: dict[str, LayerRates]
+    paired: PairedChange
+    parent_rates: dict[str, float] = field(default_factory=dict)
+    operations: tuple[float, float] | None = None
 
     @property
     def accuracy(self) -> float:
@@ -38,6 +44,14 @@ class Judgement:
         """Accuracy gained, or lost if negative, in percentage points."""
         return 100 * (self.accuracy - self.parent_accuracy)
 
+    @property
+    def rate_drift(self) -> dict[str, float]:
+        """By layer, the child's mean firing rate less the parent's, as a share of the parent's."""
+        return {
+            name: (self.rates[name].mean - rate) / rate if rate else 0.0
+            for name, rate in self.parent_rates.items()
+        }
+
     def summary(self) -> dict[str, Any]:
         """As JSON takes it, with what is derived; rates by layer are profiles."""
         return {
@@ -46,9 +60,17 @@ class Judgement:
             "accuracy_by_timestep": list(self.accuracy_by_timestep),
             "parent_accuracy": self.parent_accuracy,
             "change_points": self.change,
+            "gained": self.paired.gained,
+            "lost": self.paired.lost,
+            "interval_95_points": list(self.paired.interval()),
+            "mcnemar_p": self.paired.p_value,
             "agreement": self.agreement,
             "total_mismatch": self.total_mismatch,
             "spike_mismatch": self.spike_mismatch,
+            "rate_drift": self.rate_drift,
+            "synaptic_operations": None
+            if self.operations is None
+            else {"parent": self.operations[0], "child": self.operations[1]},
             "firing_rates": {
                 name: rates.profile.model_dump() for name, rates in self.rates.items()
             },
@@ -60,62 +82,82 @@ def judge(
     children: Sequence[Network],
     batches: Iterable[tuple[Tensor, Tensor]],
     progress: Callable[[int], None] = lambda samples: None,
+    fan_out: Mapping[str, Tensor] | None = None,
 ) -> list[Judgement]:
     """Run parent and children, all in evaluation mode, once over batches of inputs and labels [N].
 
     All are run by timesteps, so that equal neurons see equal currents to the last bit. `progress` hears of each
-    batch's samples. Raises ValueError when there are no batches.
+    batch's samples. With `fan_out`, which is one for parent and children, synaptic operations are counted.
+    Raises ValueError when there are no batches.
     """
     tallies = [_Tally() for _ in children]
-    samples = parent_right = 0
+    before = _Tally()
     for x, y in batches:
-        total, spikes = torch.zeros(()), []
-        for output in each_step(parent, x):
-            total = total + output.logits
-            spikes.append({name: layer != 0 for name, layer in output.spikes.items()})
-        expected = total.argmax(1)
-        parent_right += int((expected == y).sum().item())
-        samples += len(y)
+        expected, spikes = before.run(parent, x, y, fan_out)
         for child, tally in zip(children, tallies, strict=True):
-            tally.add(child, x, y, expected, spikes)
+            tally.compare(child, x, y, expected, spikes, fan_out)
         progress(len(y))
-    if samples == 0:
+    if not before.samples:
         raise ValueError("nothing to judge on: no batches")
-    return [tally.judgement(samples, parent_right) for tally in tallies]
+    return [tally.judgement(before) for tally in tallies]
 
 
 class _Tally:
     def __init__(self) -> None:
+        self.samples = 0
         self.right: list[int] = []
-        self.agreed = 0
+        self.agreed = self.gained = self.lost = 0
+        self.operations: float | None = None
         self.mismatch = MismatchMeter()
         self.rates = RateMeter()
 
-    def add(
+    def run(
+        self, network: Network, x: Tensor, y: Tensor, fan_out: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """Classes of the samples, and the places of the spikes of each timestep."""
+        total, spikes = torch.zeros(()), []
+        for t, output in enumerate(each_step(network, x)):
+            self.rates.add(t, output.spikes)
+            if fan_out is not None:
+                counted = synaptic_operations(output.spikes, fan_out).sum().item()
+                self.operations = (self.operations or 0.0) + counted
+            spikes.append({name: layer != 0 for name, layer in output.spikes.items()})
+            total = total + output.logits
+            if t == len(self.right):
+                self.right.append(0)
+            self.right[t] += int((total.argmax(1) == y).sum().item())
+        self.samples += len(y)
+        return total.argmax(1), spikes
+
+    def compare(
         self,
         child: Network,
         x: Tensor,
         y: Tensor,
         expected: Tensor,
         parent_spikes: list[dict[str, Tensor]],
+        fan_out: Mapping[str, Tensor] | None,
     ) -> None:
-        total = torch.zeros(())
-        for t, output in enumerate(each_step(child, x)):
-            self.mismatch.add(parent_spikes[t], output.spikes)
-            self.rates.add(t, output.spikes)
-            total = total + output.logits
-            if t == len(self.right):
-                self.right.append(0)
-            self.right[t] += int((total.argmax(1) == y).sum().item())
-        self.agreed += int((total.argmax(1) == expected).sum().item())
+        found, spikes = self.run(child, x, y, fan_out)
+        for wanted, given in zip(parent_spikes, spikes, strict=True):
+            self.mismatch.add(wanted, given)
+        self.agreed += int((found == expected).sum().item())
+        self.gained += int(((found == y) & (expected != y)).sum().item())
+        self.lost += int(((found != y) & (expected == y)).sum().item())
 
-    def judgement(self, samples: int, parent_right: int) -> Judgement:
+    def judgement(self, parent: _Tally) -> Judgement:
+        samples, operations = parent.samples, None
+        if self.operations is not None and parent.operations is not None:
+            operations = (parent.operations / samples, self.operations / samples)
         return Judgement(
             samples=samples,
-            parent_accuracy=parent_right / samples,
+            parent_accuracy=parent.right[-1] / samples,
             accuracy_by_timestep=tuple(right / samples for right in self.right),
             agreement=self.agreed / samples,
             spike_mismatch=self.mismatch.by_layer(),
             total_mismatch=self.mismatch.total(),
             rates=self.rates.rates(),
+            paired=PairedChange(samples, self.gained, self.lost),
+            parent_rates={name: rates.mean for name, rates in parent.rates.rates().items()},
+            operations=operations,
         )

@@ -1,7 +1,8 @@
 """The LIF that charges and fires as another neuron does. Its reset is chosen elsewhere.
 
 CLIF    the same charge; what is lost is the part sigma(m) of its reset
-ILIF    the same charge without the inhibition, at most 0.03 / 0.97 of the current; sigma(m) as CLIF's
+ILIF    the same charge without the inhibition, at most 0.03 / 0.97 of the current, whose mean after a spike the
+        closed form puts into the reset; sigma(m) as CLIF's
 PLIF    exactly, with tau = 1 + exp(-w)
 GLIF    only where its gates are at their ends: alpha 1 (no linear leak), beta 0 (current as it comes), gamma
         0 or 1 (one kind of reset), and one tau for all channels of a layer

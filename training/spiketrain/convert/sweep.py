@@ -1,8 +1,8 @@
 """The literature's table of conversions to LIF, for any model, with ours beside it.
 
 The literature's: soft reset by the threshold, and hard reset to one global value, in both readings of that value
-(rest moves with it, or stays at 0). Ours: a soft reset by more than the threshold, and values of each layer in closed
-form from calibration data.
+(rest moves with it, or stays at 0). Ours: a soft reset by more than the threshold, values of each layer in closed form
+from calibration data, and the calibrated families of `calibrate`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,27 @@ from rich.table import Table
 from torch import Tensor
 
 from spiketrain.checkpoint import Checkpoint, model_digest
+from spiketrain.convert.calibrate import Calibration, Family, calibrate
 from spiketrain.convert.closed_form import closed_form, reset_moments
 from spiketrain.convert.judge import Judgement, judge
 from spiketrain.convert.to_lif import Rest, convert_to_lif
+from spiketrain.networks import Network
 from spiketrain.neurons.lif import Reset
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to convert. `value` None is the threshold, "auto" the closed form."""
+    """One way to convert. `value` None is the threshold, "auto" the closed form; a `family` is calibrated."""
 
     reset: Reset
     value: float | Literal["auto"] | None
     rest: Rest = "zero"
+    family: Family | None = None
 
     @property
     def label(self) -> str:
+        if self.family is not None:
+            return f"{self.family}, calibrated"
         if self.value == "auto":
             return f"{self.reset}, closed form"
         if self.reset == "soft":
@@ -55,6 +60,9 @@ OURS = (
     Variant("soft", 1.9),
     Variant("soft", "auto"),
     Variant("hard", "auto"),
+    Variant("soft", None, family="soft"),
+    Variant("hard", None, family="hard"),
+    Variant("hard", None, family="nir"),
 )
 
 
@@ -85,7 +93,7 @@ class SweepReport:
             title=f"{self.parent_name} ({self.neuron}, {self.timesteps} timesteps): "
             f"accuracy {100 * self.parent_accuracy:.2f} %",
             caption=f"in %, change in points; judged on {self.judged_on}; "
-            f"closed form by layer from {self.calibrated_on}",
+            f"values from {self.calibrated_on}",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
         )
@@ -134,17 +142,11 @@ def sweep(
     trained on; each is gone through once. Raises ConversionError where the model cannot be converted.
     """
     parent = checkpoint.network()
-    moments = reset_moments(parent, calibration)
-    chosen = list(variants)
+    chosen, inputs = list(variants), list(calibration)
+    moments = reset_moments(parent, inputs)
     values = [closed_form(moments, v.reset) if v.value == "auto" else {} for v in chosen]
     children = [
-        convert_to_lif(
-            checkpoint,
-            reset=variant.reset,
-            value=None if isinstance(variant.value, str) else variant.value,
-            rest=variant.rest,
-            per_layer=own,
-        ).network()
+        _converted(checkpoint, variant, own, inputs)
         for variant, own in zip(chosen, values, strict=True)
     ]
     judged = judge(parent, children, evaluation, progress)
@@ -159,3 +161,14 @@ def sweep(
         judged_on=judged_on,
         rows=tuple(SweepRow(*line) for line in zip(chosen, values, judged, strict=True)),
     )
+
+
+def _converted(
+    checkpoint: Checkpoint, variant: Variant, own: dict[str, float], inputs: list[Tensor]
+) -> Network:
+    if variant.family is not None:
+        return calibrate(checkpoint, inputs, Calibration(variant.family)).network()
+    value = None if isinstance(variant.value, str) else variant.value
+    return convert_to_lif(
+        checkpoint, reset=variant.reset, value=value, rest=variant.rest, per_layer=own
+    ).network()

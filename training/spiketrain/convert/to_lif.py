@@ -75,6 +75,7 @@ def convert_to_lif(
         "layers": {key: config for key, config in configs.items() if config != common},
         "accuracy": (),
         "firing_rates": {},
+        "exit": None,
         "conversion": record,
     }
     child = _changed(parent, changes)

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from spiketrain.checkpoint import Checkpoint
+from spiketrain.convert import (
+    PARTS,
+    Calibration,
+    ConversionError,
+    ConversionReport,
+    FineTuning,
+    ablation,
+    calibrate,
+    convert_to_lif,
+    judge,
+)
+from spiketrain.convert.layerwise import Knobs, Moments, currents_of, moments_of
+from spiketrain.convert.report import state_bytes
+from spiketrain.convert.weights import fit_weights
+from spiketrain.energy import fan_out
+from spiketrain.networks import Network
+from spiketrain.neurons import CLIFConfig, GLIFConfig, ILIFConfig, LIFConfig
+from spiketrain.surrogate import Rectangle
+
+MakeCheckpoint = Callable[..., Checkpoint]
+Batches = list[tuple[Tensor, Tensor]]
+
+
+@pytest.fixture
+def data() -> Batches:
+    generator = torch.Generator().manual_seed(4)
+    return [
+        (torch.randn(24, 1, 8, 8, generator=generator), torch.randint(10, (24,))) for _ in range(4)
+    ]
+
+
+def mismatch(parent: Checkpoint, child: Checkpoint, data: Batches) -> float:
+    (judgement,) = judge(parent.network(), [child.network()], data)
+    return judgement.total_mismatch
+
+
+@pytest.mark.parametrize("neuron", [CLIFConfig(), ILIFConfig()])
+@pytest.mark.parametrize("family", ["soft", "hard", "nir"])
+def test_a_calibrated_child_repeats_more_spikes_on_samples_it_was_not_calibrated_on(
+    make_checkpoint: MakeCheckpoint, data: Batches, family: str, neuron: CLIFConfig | ILIFConfig
+):
+    parent = make_checkpoint(neuron, dtype=torch.float32)
+    inputs = [x for x, _ in data[:2]]
+    plain = convert_to_lif(
+        parent,
+        reset="soft" if family == "soft" else "hard",
+        value=None if family == "soft" else 0.0,
+    )
+    child = calibrate(parent, inputs, Calibration(family), calibrated_on="train, 48")  # type: ignore[arg-type]
+    assert mismatch(parent, child, data[2:]) < 0.9 * mismatch(parent, plain, data[2:])
+    record = child.manifest.conversion
+    assert record is not None
+    assert record.parent == parent.manifest.digest
+    assert record.arguments["family"] == family
+    assert record.arguments["calibrated_on"] == "train, 48"
+
+
+def test_families_are_what_they_say(make_checkpoint: MakeCheckpoint, data: Batches):
+    parent = make_checkpoint(CLIFConfig(), dtype=torch.float32)
+    inputs = [x for x, _ in data]
+    soft, hard, nir = (
+        calibrate(parent, inputs, Calibration(family)).network().neuron_layers()
+        for family in ("soft", "hard", "nir")  # type: ignore[arg-type]
+    )
+    for layer in soft.values():
+        assert layer.config.reset == "soft"
+    for layer in hard.values():
+        assert layer.config.per_channel == ()
+        assert layer.config.reset == "hard"
+    for layer in nir.values():
+        assert layer.config.surrogate == Rectangle(strict=True)
+    assert any("reset_value" in layer.config.per_channel for layer in nir.values())
+
+
+def test_a_lif_stays_what_it_is(make_checkpoint: MakeCheckpoint, data: Batches):
+    """Nothing is to be made up for: every part must leave it alone."""
+    parent = make_checkpoint(LIFConfig(subtract=1.4), dtype=torch.float32)
+    child = calibrate(parent, [x for x, _ in data], Calibration("soft"))
+    assert mismatch(parent, child, data) == 0
+    for name, tensor in parent.tensors.items():
+        torch.testing.assert_close(child.tensors[name], tensor)
+
+
+@pytest.mark.parametrize("part", PARTS[:-1])
+def test_each_part_changes_the_child_and_can_be_left_out(
+    make_checkpoint: MakeCheckpoint, data: Batches, part: str
+):
+    parent = make_checkpoint(CLIFConfig(), dtype=torch.float32)
+    inputs = [x for x, _ in data]
+    nothing = calibrate(parent, inputs, Calibration("hard", parts=()))
+    assert (
+        nothing.manifest.neuron == convert_to_lif(parent, reset="hard", value=0.0).manifest.neuron
+    )
+    assert torch.equal(nothing.tensors["readout.weight"], parent.tensors["readout.weight"])
+    only = calibrate(parent, inputs, Calibration("hard", parts=(part,)))  # type: ignore[arg-type]
+    assert only.manifest.digest != nothing.manifest.digest
+
+
+def test_calibrating_twice_gives_the_same(make_checkpoint: MakeCheckpoint, data: Batches):
+    parent = make_checkpoint(CLIFConfig(), dtype=torch.float32)
+    tuning = FineTuning(scope="all", epochs=1, batch_size=16)
+    how = Calibration("soft", PARTS, fine_tuning=tuning)
+    first, second = (calibrate(parent, [x for x, _ in data[:2]], how) for _ in range(2))
+    assert first.manifest == second.manifest
+
+
+def test_fine_tuning_brings_the_logits_nearer(make_checkpoint: MakeCheckpoint, data: Batches):
+    parent = make_checkpoint(CLIFConfig(), dtype=torch.float32)
+    inputs = [x for x, _ in data]
+    tuning = FineTuning(epochs=30, batch_size=24, learning_rate=1e-2)
+    before = calibrate(parent, inputs, Calibration("hard", PARTS[:1])).network()
+    after = calibrate(
+        parent, inputs, Calibration("hard", ("closed-form", "fine-tuning"), fine_tuning=tuning)
+    ).network()
+
+    def apart(child: Network) -> float:
+        with torch.no_grad():
+            return sum(
+                (child(x).logits.softmax(2) - parent.network()(x).logits.softmax(2)).square().sum()
+                for x in inputs
+            ).item()
+
+    assert apart(after) < 0.8 * apart(before)
+    for x in inputs:  # of the scope `readout`, which leaves the spikes as they are
+        with torch.no_grad():
+            old, new = before(x).spikes, after(x).spikes
+        assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_batch_norms_and_biases_give_the_wanted_moments(
+    make_checkpoint: MakeCheckpoint, data: Batches
+):
+    network = make_checkpoint(CLIFConfig(), dtype=torch.float32).network().requires_grad_(False)
+    inputs = [x for x, _ in data]
+    knobs = Knobs(network)
+    for name in ("stages.1.neuron", "hidden_neuron"):
+        found = moments_of(currents_of(network, name, inputs))
+        wanted = Moments(found.mean + 0.3, found.variance * 1.44)
+        assert knobs.standardise(name, found, wanted)
+        now = moments_of(currents_of(network, name, inputs))
+        torch.testing.assert_close(now.mean, wanted.mean, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(now.variance, wanted.variance, rtol=1e-2, atol=1e-3)
+        assert knobs.shift(name, torch.full_like(now.mean, -0.2))
+        shifted = moments_of(currents_of(network, name, inputs))
+        torch.testing.assert_close(shifted.mean, now.mean - 0.2, rtol=1e-3, atol=1e-4)
+    assert not knobs.shift("no such layer", torch.zeros(1))
+
+
+@pytest.mark.parametrize("name", ["stages.1.neuron", "hidden_neuron"])
+def test_weights_that_were_changed_are_found_again(
+    make_checkpoint: MakeCheckpoint, data: Batches, name: str
+):
+    checkpoint = make_checkpoint(CLIFConfig(), dtype=torch.float32)
+    inputs = [x for x, _ in data]
+    wanted = currents_of(checkpoint.network(), name, inputs)
+    changed = checkpoint.network().requires_grad_(False)
+    knobs = Knobs(changed)
+    module = knobs.weights(name)
+    assert module is not None
+    module.weight += 0.1 * torch.randn_like(module.weight)
+    before = (currents_of(changed, name, inputs) - wanted).square().mean()
+    assert fit_weights(changed, knobs, name, inputs, wanted)
+    after = (currents_of(changed, name, inputs) - wanted).square().mean()
+    assert after < before / 100
+
+
+def test_what_cannot_be_calibrated_is_refused(make_checkpoint: MakeCheckpoint, data: Batches):
+    parent = make_checkpoint(CLIFConfig(), dtype=torch.float32)
+    with pytest.raises(ConversionError, match="needs inputs"):
+        calibrate(parent, [])
+    with pytest.raises(ConversionError, match="part 'guessing'"):
+        Calibration("soft", ("guessing",))  # type: ignore[arg-type]
+    with pytest.raises(ConversionError, match="family 'firm'"):
+        Calibration("firm")  # type: ignore[arg-type]
+    glif = make_checkpoint(GLIFConfig(), dtype=torch.float32)
+    with pytest.raises(ConversionError, match=r"gate alpha is 0\.55"):
+        calibrate(glif, [data[0][0]])
+
+
+def test_the_report_says_all_in_three_forms(make_checkpoint: MakeCheckpoint, data: Batches):
+    parent = make_checkpoint(CLIFConfig(), dtype=torch.float32)
+    how = Calibration("hard", ("closed-form", "refinement"))
+    inputs = [x for x, _ in data[:2]]
+    child = calibrate(parent, inputs, how)
+    network = parent.network()
+    (judgement,) = judge(network, [child.network()], data[2:], fan_out=fan_out(network))
+    steps = ablation(parent, inputs, data[2:], how)
+    assert [label for label, _ in steps] == ["no calibration", "+ closed-form", "+ refinement"]
+    assert steps[-1][1].total_mismatch == judgement.total_mismatch
+    report = ConversionReport(
+        "parent", "child", "hard", "train", "test", judgement, (800, 400), steps
+    )
+    content = json.loads(report.to_json())
+    assert content["judgement"]["gained"] - content["judgement"]["lost"] == pytest.approx(
+        judgement.change * judgement.samples / 100
+    )
+    assert content["judgement"]["synaptic_operations"]["parent"] > 0
+    assert set(content["judgement"]["rate_drift"]) == set(network.neuron_shapes())
+    picture = ElementTree.fromstring(report.svg())
+    texts = [element.text for element in picture.iter() if element.tag.endswith("text")]
+    assert "stages.0.neuron" in texts
+    assert "+ refinement" in texts
+    low, high = content["judgement"]["interval_95_points"]
+    assert low <= judgement.change <= high
+
+
+def test_the_state_of_a_lif_is_half_that_of_a_clif(make_checkpoint: MakeCheckpoint):
+    parent = make_checkpoint(CLIFConfig(), dtype=torch.float32)
+    child = convert_to_lif(parent, reset="soft")
+    neurons = 4 * 4 * 4 + 6 * 4 * 4 + 8
+    assert state_bytes(child.network()) == 4 * neurons
+    assert state_bytes(parent.network()) == 8 * neurons
