@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= fashion-clif
+BENCH_DATA = $(if $(DATA),--data "$(DATA)")
 
 # Where the data sets are, unless it is set in the environment.
 export SPIKETRAIN_DATA ?= data
@@ -22,10 +23,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SERVE_READY := $(VENV)/.ready-serve
 TRAIN_READY := $(VENV)/.ready-train
 TEST_READY  := $(VENV)/.ready-test
+BENCH_READY := $(VENV)/.ready-bench
 VERSIONS    := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve train test check format proto clean
+.PHONY: help setup serve train test check format bench proto clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -51,6 +53,15 @@ format: $(TEST_READY) ## put the code into the form that `make check` asks for
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench: $(BENCH_READY) ## measure the server against its peers: MODEL=FILE DATA=FOLDER, flags: ARGS="--rounds 1"
+	$(BIN)/python benchmarks/server.py $(if $(MODEL),--model "$(MODEL)") $(BENCH_DATA) $(ARGS)
+	$(BIN)/python benchmarks/server.py --model service/spikeserve/models/fashion-clif.safetensors \
+	  --name server-bundled $(BENCH_DATA) $(ARGS)
+	$(BIN)/python benchmarks/streams.py
+	$(BIN)/python benchmarks/soak.py $(BENCH_DATA)
+	$(if $(MODEL),$(BIN)/python benchmarks/soak.py --model "$(MODEL)" --requests 0 --name soak-resnet $(BENCH_DATA))
+	$(BIN)/python benchmarks/report.py
+
 proto: $(TEST_READY) ## write the Python code of proto/*.proto anew
 	$(BIN)/python proto/generate.py
 
@@ -69,6 +80,10 @@ $(TRAIN_READY): $(VERSIONS)
 $(TEST_READY): $(VERSIONS)
 	@$(call install,.[test])
 	@touch $(SERVE_READY) $(TRAIN_READY) $(TEST_READY)
+
+$(BENCH_READY): $(VERSIONS)
+	@$(call install,.[bench])
+	@touch $(SERVE_READY) $(BENCH_READY)
 
 # torch goes first and alone, so that its index is asked for nothing else. pip compiles on one core, which is half of the
 # time; compileall uses all of them (and fails over templates that only look like Python).

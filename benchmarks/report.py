@@ -1,0 +1,146 @@
+"""Puts the figures of results/*.json into the tables of docs/performance.md: nobody types them.
+
+A table stands between `<!-- NAME -->` and `<!-- end -->`, where NAME is a file of results/. It is written anew from that file; one
+whose file is not there is left as it is.
+
+    python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from results import RESULTS
+
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+_PLACE = re.compile(r"(<!-- (?P<name>[a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MAIN_RATIOS = re.compile(r"(exit_\w+_vs_(spikingjelly|best)|server_over_engine)_c\d+|latency.*")
+
+Result = dict[str, Any]
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def server(result: Result) -> str:
+    """A line for each system, its figures at each concurrency."""
+    concurrencies = sorted({row["concurrency"] for row in result["rows"]})
+    by = {(row["system"], row["concurrency"]): row for row in result["rows"]}
+    titles = ["", *(f"{c} client{'s' * (c > 1)}: requests/s, p50, p99 ms" for c in concurrencies)]
+    titles += ["processor ms a request", "MiB", "idle, % of a core", "right, %"]
+    lines = []
+    for system in dict.fromkeys(row["system"] for row in result["rows"]):
+        rows = [by[system, c] for c in concurrencies if (system, c) in by]
+        last = rows[-1]
+        cells = [
+            f"{row['requests_per_second']:.4g}, {row['p50_ms']:.3g}, {row['p99_ms']:.3g}"
+            for row in rows
+        ]
+        spent = 1e3 * last["server_cores"] / last["requests_per_second"]
+        lines.append(
+            [
+                last["label"],
+                *cells,
+                *[""] * (len(concurrencies) - len(cells)),
+                f"{spent:.2f}",
+                f"{last['memory_mib']:.0f}" if "memory_mib" in last else "",
+                f"{100 * last['idle_cores']:.2f}" if "idle_cores" in last else "",
+                f"{100 * last['agreement']:.1f}" if "agreement" in last else "",
+            ]
+        )
+    missing = "".join(
+        f"Not measured: {name}: {why}\n" for name, why in result["not_measured"].items()
+    )
+    ratios = {key: v for key, v in result["ratios"].items() if _MAIN_RATIOS.fullmatch(key)}
+    return f"{table(titles, lines)}\n{ratio_list(ratios)}{missing and chr(10)}{missing}"
+
+
+def streams(result: Result) -> str:
+    titles = ["streams", "cameras", "windows/s", "events/s", "sent", "lost", "differing"]
+    titles += ["p50 ms", "p99 ms", "server, cores", "client, cores", "MiB"]
+    lines = [
+        [
+            str(row["streams"]),
+            "as fast as answered" if row["speed"] is None else f"{row['speed']:.3g} x real time",
+            f"{row['windows_per_second']:.0f}",
+            f"{row['events_per_second']:,.0f}",
+            str(row["windows_sent"]),
+            str(row["windows_lost"]),
+            f"{row['windows_differing']} of {row['windows_compared']}",
+            f"{row['p50_ms']:.1f}",
+            f"{row['p99_ms']:.1f}",
+            f"{row['server_cores']:.2f}",
+            f"{row['client_cores']:.2f}",
+            f"{row['memory_mib']:.0f}",
+        ]
+        for row in result["rows"]
+    ]
+    return table(titles, lines) + "\n" + ratio_list(result["ratios"])
+
+
+def soak(result: Result) -> str:
+    rows = [row for row in result["rows"] if "p50_ms" in row]
+    lines = [
+        [
+            row["what"],
+            f"{row['requests_per_second']:.1f}",
+            f"{row['p50_ms']:.1f}",
+            f"{row['p99_ms']:.1f}",
+        ]
+        for row in rows
+    ]
+    memory = [row for row in result["rows"] if "requests_so_far" in row]
+    said = table(["", "requests/s", "p50 ms", "p99 ms"], lines) + "\n"
+    if memory:
+        points = ", ".join(f"{row['memory_mib']:.1f}" for row in memory)
+        said += f"Memory in MiB, every {memory[0]['requests_so_far']:,} requests: {points}\n\n"
+    return said + ratio_list(result["ratios"])
+
+
+def ratio_list(ratios: dict[str, float]) -> str:
+    return table(["ratio", "value"], [[f"`{key}`", f"{v:.3g}"] for key, v in ratios.items()])
+
+
+def about(result: Result) -> str:
+    machine, settings = result["machine"], result["settings"]
+    chips = ", ".join(machine.get("instructions", ())) or "instructions unknown"
+    said = ", ".join(f"{key} {value}" for key, value in settings.items() if key != "digest")
+    return (
+        f"{result['ended'][:10]}, commit {result['commit'] or 'unknown'}, {machine['processor']}, "
+        f"{machine['cores']} cores ({chips}), load average at the end {result['load_average']:.1f}; {said}.\n\n"
+    )
+
+
+_WRITERS: dict[str, Callable[[Result], str]] = {
+    "server": server,
+    "streams": streams,
+    "soak": soak,
+}
+
+
+def filled(page: str) -> str:
+    def replaced(match: re.Match[str]) -> str:
+        path = RESULTS / f"{match['name']}.json"
+        if not path.exists():
+            return match[0]
+        result = json.loads(path.read_text())
+        writer = _WRITERS[match["name"].partition("-")[0]]
+        return f"{match[1]}\n{about(result)}{writer(result)}\n{match[3]}"
+
+    return _PLACE.sub(replaced, page)
+
+
+def main() -> None:
+    PAGE.write_text(filled(PAGE.read_text()))
+    sys.stdout.write(f"written: {PAGE}\n")
+
+
+if __name__ == "__main__":
+    main()
