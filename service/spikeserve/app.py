@@ -25,10 +25,12 @@ from spikeserve.classify import Classifier
 from spikeserve.grpc.server import create_server
 from spikeserve.health import Health
 from spikeserve.metrics import Metrics
+from spikeserve.refusals import Refusals
 from spikeserve.repository import Repository
 from spikeserve.rest import create_app
 from spikeserve.settings import Settings
 from spikeserve.streams import Streams
+from spikeserve.traces import Tracer
 
 logger = logging.getLogger("spikeserve")
 
@@ -37,6 +39,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _FAREWELL_SECONDS = 2.0
 # Longer than the clients' and proxies' usual 60 s, so that it is not we who close a connection that they reuse.
 _KEEP_ALIVE_SECONDS = 75
+# What a message of events over a WebSocket has before its events.
+_FRAME_BYTES = 64
 
 
 class StartError(RuntimeError):
@@ -52,8 +56,19 @@ class Server:
         self.repository = Repository(settings, self.metrics)
         self.classifier = Classifier(self.repository, self.metrics, settings)
         self.streams = Streams(self.repository, self.metrics, settings)
+        self.tracer = Tracer(self.repository, settings)
+        self.refusals = Refusals()
         self.health = Health(self.repository)
-        app = create_app(settings, self.metrics, self.repository, self.classifier, self.health)
+        app = create_app(
+            settings,
+            self.metrics,
+            self.repository,
+            self.classifier,
+            self.streams,
+            self.tracer,
+            self.refusals,
+            self.health,
+        )
         self._http = _HttpServer(_http_config(settings, app))
         self._rpc: grpc.aio.Server | None = None
         self._running: asyncio.Task[None] | None = None
@@ -66,7 +81,13 @@ class Server:
         listeners = _listen(settings.host, settings.http_port)
         try:
             self._rpc = create_server(
-                settings, self.metrics, self.repository, self.classifier, self.streams, self.health
+                settings,
+                self.metrics,
+                self.repository,
+                self.classifier,
+                self.streams,
+                self.refusals,
+                self.health,
             )
             self.grpc_port = _bind_rpc(self._rpc, settings.host, settings.grpc_port)
         except BaseException:
@@ -114,6 +135,7 @@ class Server:
     def _close_models(self) -> None:
         self.repository.drain(_FAREWELL_SECONDS)
         self.classifier.close()
+        self.tracer.close()
         self.repository.close()
 
 
@@ -176,7 +198,9 @@ def _http_config(settings: Settings, app: object) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         lifespan="off",
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=settings.max_message_bytes + _FRAME_BYTES,
+        ws_max_queue=2,
         log_config=None,
         log_level="warning",
         access_log=False,

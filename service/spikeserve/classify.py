@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spikeserve.engine import RunResult
+from spikeserve.engine import ExitPolicy, Priority, RunResult, exit_policy
 from spikeserve.engine.jobs import deadline_passed
 from spikeserve.engine.readout import probabilities
 from spikeserve.errors import ErrorKind, ServiceError
@@ -23,12 +23,20 @@ from spikeserve.metrics import Metrics
 from spikeserve.repository import LoadedModel, Repository
 from spikeserve.settings import Settings
 from spiketrain.energy import energy_joules
+from spiketrain.exit import NAMED_RISKS, ExitTable
 from spiketrain.manifest import ImageInput
+
+ExitName = Literal["off", "balanced", "fast"]
 
 
 @dataclass(frozen=True)
 class ClassifyRequest:
-    """`top_k` beyond the number of classes is refused, but for the default; `deadline` is one of time.monotonic()."""
+    """`top_k` beyond the number of classes is refused, but for the default; `deadline` is one of time.monotonic().
+
+    `exit` or `risk`, not both, says how readily the picture may leave before its last timestep: risk is the share of
+    pictures that may be answered otherwise than after all timesteps. Unless given, the server's setting holds, for
+    models that have exits and where no other number of timesteps is asked for. `priority` only orders those that wait.
+    """
 
     image: bytes
     model: str | None = None
@@ -37,6 +45,9 @@ class ClassifyRequest:
     timesteps: int | None = None
     rates: bool = True
     deadline: float | None = None
+    exit: ExitName | None = None
+    risk: float | None = None
+    priority: Priority | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Classification:
-    """`firing_rates` is empty where the request did not want them. `timing_seconds` has decode, queue and compute."""
+    """`firing_rates` is empty where the request did not want them. `timing_seconds` has decode, queue and compute.
+
+    `exit_risk` is the bound on disagreement with all timesteps that the exit kept to, 0 where it was off.
+    """
 
     model: str
     version: str
@@ -59,6 +73,7 @@ class Classification:
     synaptic_operations: int
     energy_joules: float
     timing_seconds: dict[str, float]
+    exit_risk: float = 0.0
 
 
 DEFAULT_TOP_K = 5
@@ -77,19 +92,23 @@ class Classifier:
         """Raises ServiceError. When the calling task is cancelled the engine stops working on the picture."""
         model = self._repository.get(request.model, request.version)
         top_k, timesteps = self._checked(request, model)
+        policy = self._exit(request, model, timesteps)
+        priority = self._priority(request)
         model.engine.check()  # before any work is done for a picture that would be refused
         began = time.monotonic()
         async with _until(request.deadline):
             picture = await self._decode(request.image, model)
             decode = time.monotonic() - began
-            future = model.engine.submit(picture, timesteps, request.deadline)
+            future = model.engine.submit(
+                picture, timesteps, request.deadline, priority=priority, exit_policy=policy
+            )
             result = await asyncio.wrap_future(future)
         timing = {
             "decode": decode,
             "queue": result.queue_seconds,
             "compute": result.compute_seconds,
         }
-        return self._answer(request, model, top_k, timesteps, result, timing)
+        return self._answer(request, model, top_k, timesteps, policy, result, timing)
 
     def close(self) -> None:
         """End the decoding threads, once they have decoded what waits for them. May be called again."""
@@ -114,6 +133,43 @@ class Classifier:
             )
             raise _impossible(f"timesteps is {timesteps}: {model.name} runs 1 to {limit} ({why})")
         return top_k, timesteps
+
+    def _exit(
+        self, request: ClassifyRequest, model: LoadedModel, timesteps: int
+    ) -> ExitPolicy | None:
+        """When the picture may leave early; None where all timesteps are to be run."""
+        table = model.manifest.exit
+        if request.exit is not None and request.risk is not None:
+            raise _impossible("exit and risk were both given: give one of them")
+        if request.exit is None and request.risk is None:
+            if table is None or timesteps != table.timesteps:
+                return None
+            return _policy(table, self._settings.exit)
+        if request.exit == "off":
+            return None
+        if request.risk is not None and not 0 <= request.risk < 1:
+            raise _impossible(f"risk is {request.risk:g}: it must be from 0 to below 1")
+        if table is None:
+            raise _impossible(
+                f"model {model.name} has no early exit: ask with exit=off, or find its exits with "
+                "spiketrain calibrate-exit, which needs held-out data"
+            )
+        if timesteps != table.timesteps:
+            raise _impossible(
+                f"timesteps is {timesteps}: the exits of {model.name} are for {table.timesteps}; leave timesteps out, "
+                "or ask with exit=off"
+            )
+        return _policy(table, request.exit, request.risk)
+
+    def _priority(self, request: ClassifyRequest) -> Priority:
+        highest = Priority[self._settings.highest_priority.upper()]
+        if request.priority is None:
+            return max(Priority.NORMAL, highest)
+        if request.priority < highest:
+            raise _impossible(
+                f"priority is {request.priority.name.lower()}: on this server {highest.name.lower()} is the highest"
+            )
+        return request.priority
 
     async def _decode(self, image: bytes, model: LoadedModel) -> Tensor:
         spec = model.manifest.input
@@ -140,12 +196,13 @@ class Classifier:
         model: LoadedModel,
         top_k: int,
         timesteps: int,
+        policy: ExitPolicy | None,
         result: RunResult,
         timing: dict[str, float],
     ) -> Classification:
         used = len(result.logits)
         rates, operations, energy = account(model, result)
-        model.metrics.picture(used)
+        model.metrics.picture(used, "off" if policy is None else "on")
         for stage, seconds in timing.items():
             model.metrics.stages[stage].observe(seconds)
         return Classification(
@@ -158,6 +215,7 @@ class Classifier:
             synaptic_operations=operations,
             energy_joules=energy,
             timing_seconds=timing,
+            exit_risk=0.0 if policy is None else policy.risk,
         )
 
 
@@ -178,6 +236,15 @@ def ranked(model: LoadedModel, chances: NDArray[Any], top_k: int) -> tuple[Predi
     """The `top_k` likeliest classes; of equal ones the first in the model's order."""
     order = np.argsort(-chances, kind="stable")[:top_k]
     return tuple(Prediction(model.manifest.classes[i], int(i), float(chances[i])) for i in order)
+
+
+def _policy(
+    table: ExitTable, name: ExitName | None, risk: float | None = None
+) -> ExitPolicy | None:
+    """Of the risk that the name stands for, unless it is given."""
+    if risk is None:
+        risk = NAMED_RISKS.get(name or "off", 0.0)
+    return exit_policy(table, risk)
 
 
 def _impossible(message: str) -> ServiceError:

@@ -1,129 +1,71 @@
-"""`spikeserve stream`: a recording, or the emulated camera, sent to a server; its answers as they come."""
+"""`spikeserve stream`: events of a recording or a camera, sent to a server; its answers as they come."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import json
 import os
 import sys
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol, Self
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 
-from spikeserve.client import Advance, AsyncStreamClient, ClientError, Packet, Window, cut, paced
-from spikeserve.client.events import DEFAULT_TARGET
-from spiketrain.events.demo import demo_events
-from spiketrain.events.formats import EventFormatError, read_recording
+from spikeserve.cli_stream_display import Display, JsonLines, Lines, LiveTable, Seen
+from spikeserve.cli_stream_sources import Source, each, open_source, reached
+from spikeserve.client import (
+    AsyncEventStream,
+    AsyncStreamClient,
+    ClientError,
+    Packet,
+    StreamTerms,
+    paced,
+)
+from spikeserve.client.connection import DEFAULT_RECONNECT_SECONDS, DEFAULT_TARGET
+from spiketrain.events.formats import EventFormatError
+from spiketrain.events.formats.appending import RecordingWriter
+from spiketrain.events.rule_text import parse_decision, parse_filter, parse_size, parse_window
+from spiketrain.events.types import Events
 
-_ROWS = 12
-_DEMO = "demo:"
+T = TypeVar("T")
 
-
-class Display(Protocol):
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *error: object) -> None: ...
-    def show(self, window: Window) -> None: ...
-
-
-class JsonLines:
-    """One object a window, for other programs."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def show(self, window: Window) -> None:
-        typer.echo(json.dumps(dataclasses.asdict(window)))
+_MOST_PENDING = 1 << 14
 
 
-class Lines:
-    """One line a window, where the output is not a terminal."""
-
-    _titled = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def show(self, window: Window) -> None:
-        if not self._titled:
-            self._titled = True
-            typer.echo("\t".join(COLUMNS))
-        typer.echo("\t".join(cells(window)))
-
-
-class LiveTable:
-    """The latest windows, in a terminal."""
+class Lag:
+    """When stream time got where, to tell how long an answer took from there."""
 
     def __init__(self) -> None:
-        self._recent: deque[Window] = deque(maxlen=_ROWS)
-        self._live = Live(console=Console(), refresh_per_second=10)
+        self._sent: deque[tuple[int, float]] = deque(maxlen=_MOST_PENDING)
 
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
+    def sent(self, packet: Packet) -> None:
+        if (time_us := reached(packet)) is not None:
+            self._sent.append((time_us, time.monotonic()))
 
-    def __exit__(self, *error: object) -> None:
-        self._live.stop()
-
-    def show(self, window: Window) -> None:
-        self._recent.append(window)
-        table = Table(box=None, pad_edge=False)
-        for title in COLUMNS:
-            table.add_column(
-                title, justify="right" if title != "class" else "left", min_width=len(title)
-            )
-        for each in self._recent:
-            style = "bold" if each is window else "dim"
-            table.add_row(*(escape(cell) for cell in cells(each)), style=style)
-        self._live.update(table)
+    def until(self, end_us: int) -> float:
+        while len(self._sent) > 1 and self._sent[0][0] < end_us:
+            self._sent.popleft()
+        return time.monotonic() - self._sent[0][1] if self._sent else 0.0
 
 
-COLUMNS = ("time s", "class", "confidence", "events", "dropped", "latency ms")
+@dataclass
+class Totals:
+    windows: int = 0
+    events: int = 0
+    late: int = 0
+    outside: int = 0
+    stream: AsyncEventStream | None = None
 
-
-def cells(window: Window) -> tuple[str, ...]:
-    drops = window.drops
-    return (
-        f"{window.end_us / 1e6:.3f}",
-        window.best.label,
-        f"{window.best.probability:.1%}",
-        str(window.events),
-        str(drops.late_events + drops.outside_events),
-        f"{window.latency_seconds * 1e3:.1f}",
-    )
-
-
-def read_source(source: str) -> Iterable[Packet]:
-    """A recording's packets, or the emulated camera's: `demo:` without end, `demo:3141` with these digits.
-
-    Raises OSError, EventFormatError, ValueError.
-    """
-    if not source.startswith(_DEMO):
-        return cut(read_recording(Path(source)))
-    digits = source.removeprefix(_DEMO)
-    if digits and not (digits.isascii() and digits.isdecimal()):
-        raise ValueError(f"{source!r}: after {_DEMO} come digits, such as {_DEMO}3141, or nothing")
-    return _demo([int(digit) for digit in digits] or None)
-
-
-def _demo(digits: list[int] | None) -> Iterator[Packet]:
-    for chunk in demo_events(digits=digits):
-        if len(chunk.events):
-            yield chunk.events
-        yield Advance(chunk.until_us)
+    def add(self, seen: Seen) -> None:
+        self.windows += 1
+        self.events += seen.window.events
+        self.late = seen.window.drops.late_events
+        self.outside = seen.window.drops.outside_events
 
 
 def parse_speed(text: str) -> float | None:
@@ -139,36 +81,57 @@ def parse_speed(text: str) -> float | None:
     return speed
 
 
-async def _follow(
-    packets: Iterable[Packet],
+def _checked(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """A parser whose errors are about the command line."""
+
+    def parsed(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parsed
+
+
+async def _run(
+    source: Source,
+    display: Display,
+    server: str,
+    reconnect: float,
+    terms: StreamTerms,
     speed: float | None,
-    target: str,
-    model: str | None,
     limit: int | None,
-) -> AsyncIterator[Window]:
-    sent = packets if speed is None else paced(packets, speed)
-    async with AsyncStreamClient(target) as client:
-        answers = client.stream(sent, model=model)
-        count = 0
-        async for window in answers:
-            yield window
-            count += 1
-            if count == limit:
-                answers.cancel()
-                return
+    writer: RecordingWriter | None,
+    totals: Totals,
+) -> None:
+    lag = Lag()
 
+    def sent(packet: Packet) -> None:
+        lag.sent(packet)
+        if writer is not None and isinstance(packet, Events):
+            writer.append(packet)
 
-async def _show(windows: AsyncIterator[Window], display: Display) -> None:
-    with display:
-        async for window in windows:
-            display.show(window)
+    packets = source.packets
+    if speed is not None and not source.live and not isinstance(packets, AsyncIterator):
+        packets = paced(packets, speed)
+    async with AsyncStreamClient(server, reconnect_seconds=reconnect) as client:
+        totals.stream = stream = client.stream(each(packets, sent), **terms)
+        with display:
+            async for window in stream:
+                seen = Seen(window, lag.until(window.end_us))
+                totals.add(seen)
+                display.show(seen)
+                if totals.windows == limit:
+                    stream.cancel()
+                    break
 
 
 def stream_command(
     source: Annotated[
         str,
         typer.Argument(
-            help="A recording, or demo: for the emulated camera (demo:3141 shows these digits)."
+            help="A recording; - for standard input; udp://HOST:PORT for a camera that sends SPIF or AEStream "
+            "words (with ?layout=event-stream: Event Stream); demo: for the emulated camera (demo:3141 shows these digits)."
         ),
     ],
     server: Annotated[
@@ -180,7 +143,57 @@ def stream_command(
     model: Annotated[
         str | None, typer.Option(help="Name of the model; the server's default unless given.")
     ] = None,
+    model_version: Annotated[
+        str | None, typer.Option(help="Version of the model; the newest unless given.")
+    ] = None,
     windows: Annotated[int | None, typer.Option(min=1, help="End after so many windows.")] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the events that are sent to a file: .npz, .raw (EVT2), .dat, .aedat or .csv."
+        ),
+    ] = None,
+    sensor: Annotated[
+        str | None,
+        typer.Option(help="WIDTHxHEIGHT of the camera, where the source does not say it."),
+    ] = None,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            help="What is done to the events first; may be repeated: region:x=54,y=11,width=238,height=238,crop, "
+            "down-sample:7, orient:rotate-90, invert-polarity, background-activity, refractory, hot-pixels, rate-limit.",
+        ),
+    ] = None,
+    decision: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask for decisions: leaky:time_constant_us=200000,margin=0.4 or vote:windows=10."
+        ),
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            help="Other windows than the model's, 10ms or count:events=2000,max_microseconds=100000; needs --force."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Have windows that the model was not trained with.")
+    ] = False,
+    lateness_us: Annotated[
+        int, typer.Option(min=0, help="How long a window waits for events out of order.")
+    ] = 0,
+    reconnect: Annotated[
+        float, typer.Option(min=0, help="Seconds to try again when the connection breaks.")
+    ] = DEFAULT_RECONNECT_SECONDS,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="The recording's format, where its content does not tell."),
+    ] = None,
+    topic: Annotated[
+        str | None,
+        typer.Option(help="Which of several cameras: a topic of a ROS 2 bag, a stream of AEDAT 4."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a window instead of text.")
     ] = False,
@@ -191,11 +204,32 @@ def stream_command(
         raise typer.BadParameter(
             f"{server!r}: events go to HOST:PORT, the gRPC interface, such as {DEFAULT_TARGET}"
         )
+    terms = StreamTerms(
+        model=model,
+        version=model_version,
+        sensor=None if sensor is None else _checked(parse_size)(sensor),
+        lateness_us=lateness_us,
+        filters=[_checked(parse_filter)(each) for each in filter_ or ()],
+        window=None if window is None else _checked(parse_window)(window),
+        force=force,
+        decision=None if decision is None else _checked(parse_decision)(decision),
+    )
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     display: Display = JsonLines() if as_json else LiveTable() if Console().is_terminal else Lines()
     try:
-        packets = read_source(source)
-        asyncio.run(_show(_follow(packets, factor, server, model, windows), display))
+        _stream(
+            source,
+            display,
+            terms,
+            factor,
+            server,
+            windows,
+            record,
+            reconnect,
+            format_,
+            topic,
+            errors,
+        )
     except BrokenPipeError:
         # Whoever read our output has what they wanted. What is still in the buffer has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -205,3 +239,57 @@ def stream_command(
     except KeyboardInterrupt:
         # An endless source is ended this way.
         raise typer.Exit(0) from None
+
+
+def _stream(
+    name: str,
+    display: Display,
+    terms: StreamTerms,
+    speed: float | None,
+    server: str,
+    limit: int | None,
+    record: Path | None,
+    reconnect: float,
+    format: str | None,
+    topic: str | None,
+    errors: Console,
+) -> None:
+    source = open_source(name, format, topic)
+    with source.resources as resources:
+        if terms.get("sensor") is None:
+            terms["sensor"] = source.sensor
+        writer = None
+        if record is not None:
+            writer = resources.enter_context(RecordingWriter(record, terms["sensor"]))
+        totals = Totals()
+        try:
+            asyncio.run(
+                _run(source, display, server, reconnect, terms, speed, limit, writer, totals)
+            )
+        finally:
+            if totals.windows:
+                summary = _summary(source, totals, writer, record)
+                errors.print(f"[dim]{escape(summary)}[/dim]")
+
+
+def _summary(
+    source: Source,
+    totals: Totals,
+    writer: RecordingWriter | None,
+    record: Path | None,
+) -> str:
+    said = [f"{totals.windows} windows, {totals.events} events"]
+    if totals.late or totals.outside:
+        said.append(f"dropped: {totals.late} late, {totals.outside} outside of the sensor")
+    if source.counts is not None:
+        counts = source.counts
+        said.append(
+            f"{counts.datagrams} datagrams, {counts.rejected} not understood, {counts.dropped} dropped"
+        )
+    if totals.stream is not None and totals.stream.reconnects:
+        said.append(f"resumed {totals.stream.reconnects} times")
+    if totals.stream is not None and totals.stream.lost_windows:
+        said.append(f"{totals.stream.lost_windows} answers lost")
+    if writer is not None:
+        said.append(f"{writer.events} events in {record}")
+    return "; ".join(said)

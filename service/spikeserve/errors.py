@@ -13,6 +13,7 @@ class ErrorKind(Enum):
     UNAUTHENTICATED = ("unauthenticated", "No or wrong credentials", 401, "UNAUTHENTICATED")
     FORBIDDEN = ("forbidden", "Not allowed", 403, "PERMISSION_DENIED")
     NOT_FOUND = ("not-found", "Unknown model or version", 404, "NOT_FOUND")
+    UNKNOWN_STREAM = ("unknown-stream", "Unknown or expired stream", 404, "NOT_FOUND")
     UNIMPLEMENTED = ("unknown-route", "Unknown route", 404, "UNIMPLEMENTED")
     METHOD_NOT_ALLOWED = ("method-not-allowed", "Method not allowed", 405, "UNIMPLEMENTED")
     TOO_LARGE = ("too-large", "Body or picture too large", 413, "RESOURCE_EXHAUSTED")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -58,6 +59,9 @@ class Metrics:
         self.slots_in_use = self._gauge("slots_in_use", "Slots that hold a sample.", _MODEL)
         self.queue_depth = self._gauge("queue_depth", "Pictures that wait for a slot.", _MODEL)
         self.open_streams = self._gauge("open_streams", "Event streams that are open.", ())
+        self.parked_streams = self._gauge(
+            "parked_streams", "Event streams without a connection that may be resumed.", ()
+        )
         self.restarts = self._counter("engine_restarts", "Crashes of the engine.", _MODEL)
         self.operations = self._counter(
             "synaptic_operations", "Weights added because of spikes.", _MODEL
@@ -71,7 +75,10 @@ class Metrics:
         )
         self.batch = self._histogram("batch_size", "Samples in one timestep.", _MODEL, _BATCHES)
         self.timesteps = self._histogram(
-            "timesteps_used", "Timesteps until the answer.", _MODEL, _TIMESTEPS
+            "timesteps_used",
+            "Timesteps until the answer to a picture, by whether it may leave early (exit on or off).",
+            (*_MODEL, "exit"),
+            _TIMESTEPS,
         )
         self.rate = self._gauge(
             "firing_rate",
@@ -108,9 +115,10 @@ class Metrics:
         if (model, version) in self._models:
             self._models[model, version].stages[stage].observe(seconds)
 
-    def watch_streams(self, count: Callable[[], int]) -> None:
-        """`count` is asked at every scrape."""
+    def watch_streams(self, count: Callable[[], int], parked: Callable[[], int]) -> None:
+        """`count` and `parked` are asked at every scrape."""
         self.open_streams.set_function(count)
+        self.parked_streams.set_function(parked)
 
     def render(self) -> bytes:
         """All metrics in the text format that `content_type` names."""
@@ -174,8 +182,8 @@ class ModelMetrics:
                 self._metrics.rate.labels(*self._labels, layer).set(mean)
                 self._metrics.sample_rate.labels(*self._labels, layer).observe(rate)
 
-    def picture(self, timesteps: int) -> None:
-        self._metrics.timesteps.labels(*self._labels).observe(timesteps)
+    def picture(self, timesteps: int, exit: Literal["on", "off"]) -> None:
+        self._metrics.timesteps.labels(*self._labels, exit).observe(timesteps)
 
     def window(self) -> None:
         self._metrics.windows.labels(*self._labels).inc()

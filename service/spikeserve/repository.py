@@ -18,7 +18,8 @@ from typing import Literal
 
 import torch
 
-from spikeserve.engine import Executor, ReferenceExecutor, Sample, Scheduler
+from spikeserve.engine import Executor, Sample, Scheduler
+from spikeserve.engine.choose import Chooser, Model
 from spikeserve.engine.threads import use_threads
 from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.metrics import Metrics, ModelMetrics
@@ -201,8 +202,13 @@ class Repository:
         manifest, network = checkpoint.manifest, checkpoint.network()
         reach = fan_out(network)
 
+        slots, precision = self._settings.slots, self._settings.precision
+        chooser = Chooser(
+            Model(name, network, slots, reach, manifest.digest, precision), self._settings.executor
+        )
+
         def make_executor() -> Executor:
-            executor = ReferenceExecutor(network, self._settings.slots, reach, manifest.digest)
+            executor = chooser()
             warm_up(executor, network.input_shape)
             return executor
 
@@ -213,6 +219,7 @@ class Repository:
             max_queue=self._settings.max_queue,
             observer=metrics,
             stall_seconds=self._settings.stall_seconds,
+            patience_seconds=self._settings.priority_seconds,
         )
         engine.start()
         shapes = network.neuron_shapes()

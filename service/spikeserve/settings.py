@@ -65,6 +65,17 @@ class Settings(BaseSettings):
     max_timesteps: int = Field(128, ge=1)
     """Timesteps that a request may ask for, at most."""
 
+    exit: Literal["off", "balanced", "fast"] = "off"
+    """Early exit of pictures that do not say it themselves, for models that have exits: balanced keeps the share of
+    answers that differ from those after all timesteps at 0.5 % or less, fast at 2 % or less."""
+
+    highest_priority: Literal["high", "normal", "low"] = "high"
+    """The highest priority that a picture may ask for; above it is refused. Those that ask for none have normal, or
+    this where it is lower."""
+
+    priority_seconds: float = Field(10.0, gt=0, allow_inf_nan=False)
+    """A picture goes before one of the next higher priority that came so much later, so that none waits for ever."""
+
     max_body_bytes: int = Field(16 << 20, ge=1)
     """Largest body of a request and largest picture, in bytes."""
 
@@ -86,11 +97,35 @@ class Settings(BaseSettings):
     stream_idle_seconds: float = Field(300.0, gt=0)
     """A stream from which nothing came for so long is closed."""
 
+    resume_seconds: float = Field(30.0, gt=0)
+    """How long the state of a stream is kept after its connection broke, where its client asked for that."""
+
+    max_parked_streams: int = Field(256, ge=0)
+    """Streams kept for clients that may come back, at most; beyond it the one that waited longest is given up."""
+
+    max_kept_answers: int = Field(1024, ge=1)
+    """Answers of a stream kept until its client has said that they arrived, at most, to be sent again when it resumes."""
+
+    max_recording_events: int = Field(50_000_000, ge=1)
+    """Events in one recording posted to /classify/events, at most."""
+
+    max_recording_windows: int = Field(20_000, ge=1)
+    """Windows of one recording posted to /classify/events, at most."""
+
     decode_threads: int = Field(2, ge=1, le=256)
-    """Threads that decode pictures, and as many that sort large messages of events into windows."""
+    """Threads that decode pictures, and as many that decode events and sort them into windows."""
 
     torch_threads: int | None = Field(None, ge=1)
     """Threads for one operation of a network. Unless given, the processors that this process may use."""
+
+    executor: Literal["auto", "cuda", "cpu", "reference"] = "auto"
+    """What computes. cuda: an NVIDIA GPU; cpu: fast on processors; reference: plain torch, every network; auto: the
+    fastest that can run the model, by a short measurement when it is loaded. The log says which, and why."""
+
+    precision: Literal["auto", "float32", "bfloat16", "int16", "int8"] = "auto"
+    """Of the weights. On a GPU bfloat16, which auto takes there, or float32. On a processor int8 is the fastest and
+    changes some answers, unless the checkpoint was quantised; int16 is as good as float32. auto takes the faster of
+    those that change no answer beyond rounding: float32 and int16, or int8 for a quantised checkpoint."""
 
     stall_seconds: float = Field(60.0, gt=0)
     """A timestep that takes longer than this makes the server not ready."""

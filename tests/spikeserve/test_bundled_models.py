@@ -15,6 +15,7 @@ from spiketrain.evaluate import evaluate
 from spiketrain.events import read_recording, recording_frames
 from spiketrain.events.digits import render_digit
 from spiketrain.events.emulator import saccade_recording
+from spiketrain.exit import NAMED_RISKS
 from spiketrain.manifest import EventInput, ImageInput
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -45,6 +46,17 @@ def test_each_is_small_loads_and_says_what_it_was_trained_on(file: Path) -> None
     assert all(len(digest) == 64 for digest in checkpoint.manifest.training.data.values())
     test = [a for a in checkpoint.manifest.accuracy if a.split == "test"]
     assert [a.selected_on for a in test] == ["validation"]
+
+
+@pytest.mark.parametrize("file", OF_KIND["image"], ids=lambda f: f.stem)
+def test_image_models_have_exits_that_save_more_than_half_of_the_timesteps(file: Path) -> None:
+    table = load_checkpoint(file).manifest.exit
+    assert table is not None
+    for risk in NAMED_RISKS.values():
+        level = table.level(risk)
+        assert level is not None
+        assert level.risk == risk
+        assert level.mean_timesteps < table.timesteps / 2
 
 
 @pytest.mark.parametrize("file", OF_KIND["image"], ids=lambda f: f.stem)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from spiketrain.manifest import FORMAT_VERSION, Manifest
 from spiketrain.networks import Network, build_network
+from spiketrain.quantise import QuantisationError, dequantised
 
 MAX_BYTES = 4 << 30
 _UNSEALED = "0" * 64
@@ -52,17 +53,21 @@ class Checkpoint(NamedTuple):
                 network.neuron_shapes()
         except Exception as error:  # arguments from a file can be wrong in any way
             raise CheckpointError(f"{manifest.name}: network: {error}") from error
+        try:
+            tensors = dequantised(manifest, self.tensors)
+        except QuantisationError as error:
+            raise CheckpointError(f"{manifest.name}: {error}") from error
         expected = network.state_dict()
-        if missing := expected.keys() - self.tensors.keys():
+        if missing := expected.keys() - tensors.keys():
             raise CheckpointError(f"{manifest.name}: tensor {min(missing)!r} is missing")
-        if extra := self.tensors.keys() - expected.keys():
+        if extra := tensors.keys() - expected.keys():
             raise CheckpointError(
                 f"{manifest.name}: tensor {min(extra)!r} belongs to no layer of the network"
             )
         for name, tensor in expected.items():
-            if tensor.shape != self.tensors[name].shape:
+            if tensor.shape != tensors[name].shape:
                 raise CheckpointError(
-                    f"{manifest.name}: tensor {name!r} has shape {tuple(self.tensors[name].shape)}, "
+                    f"{manifest.name}: tensor {name!r} has shape {tuple(tensors[name].shape)}, "
                     f"the network needs {tuple(tensor.shape)}"
                 )
         if network.classes != len(manifest.classes):
@@ -73,7 +78,7 @@ class Checkpoint(NamedTuple):
             raise CheckpointError(
                 f"{manifest.name}: input.shape is {manifest.input.shape}, the network takes {network.input_shape}"
             )
-        network.to_empty(device="cpu").load_state_dict(self.tensors)
+        network.to_empty(device="cpu").load_state_dict(tensors)
         return network.eval()
 
 
@@ -86,7 +91,8 @@ def model_digest(manifest: Manifest, tensors: Mapping[str, Tensor]) -> str:
 
     That is, in the order of their names, each tensor's name, type, shape and bytes, and the manifest's network,
     neuron, timesteps, input, classes, readout and decision, if it has one. So a network and its conversion differ, and a checkpoint whose
-    accuracy was measured again does not.
+    accuracy was measured again does not. Exits are not in it: the answer after all timesteps is the same with and
+    without them, and they name the digest that they were found for.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -100,9 +106,14 @@ def model_digest(manifest: Manifest, tensors: Mapping[str, Tensor]) -> str:
 
 
 def save_checkpoint(path: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> Manifest:
-    """Write the file, whole or not at all; returns the manifest with the digest filled in."""
+    """Write the file, whole or not at all; returns the manifest with the digest filled in.
+
+    Exits that were found for another model, such as the one that this was converted from, are left out.
+    """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    manifest = manifest.model_copy(update={"digest": model_digest(manifest, kept)})
+    digest = model_digest(manifest, kept)
+    exits = manifest.exit if manifest.exit and manifest.exit.model == digest else None
+    manifest = manifest.model_copy(update={"digest": digest, "exit": exits})
     metadata = {"manifest": manifest.model_dump_json(), "seal": _UNSEALED}
     data = bytearray(safetensors.torch.save(kept, metadata))
     at = _seal_position(data)
@@ -156,6 +167,10 @@ def parse_checkpoint(data: bytes, source: str) -> Checkpoint:
         raise CheckpointError(f"{source}: tensors: {error}") from error
     if model_digest(manifest, tensors) != manifest.digest:
         raise CheckpointError(f"{source}: digest: the manifest was not written for these tensors")
+    if manifest.exit is not None and manifest.exit.model != manifest.digest:
+        raise CheckpointError(
+            f"{source}: manifest.exit: found for another model; run spiketrain calibrate-exit for this one"
+        )
     return Checkpoint(manifest, tensors)
 
 

@@ -1,4 +1,4 @@
-"""The command line: spiketrain train | evaluate | convert | export | import | inspect."""
+"""The command line: spiketrain train | evaluate | calibrate-exit | convert | quantise | export | import | inspect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typer.core import TyperGroup
 
 from spiketrain.convert.command import convert
 from spiketrain.convert.export_command import export, import_model
+from spiketrain.exit_command import calibrate_exit
 from spiketrain.inspect import inspect_file
+from spiketrain.quantise_command import quantise
 from spiketrain.train import TrainingError
 from spiketrain.training_commands import evaluate_checkpoint, train
 
@@ -46,7 +48,9 @@ app = typer.Typer(
 
 app.command()(train)
 app.command("evaluate")(evaluate_checkpoint)
+app.command("calibrate-exit")(calibrate_exit)
 app.command()(convert)
+app.command()(quantise)
 app.command()(export)
 app.command("import")(import_model)
 

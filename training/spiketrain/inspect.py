@@ -15,6 +15,7 @@ from rich.text import Text
 from torch import Tensor
 
 from spiketrain.checkpoint import Checkpoint, load_checkpoint
+from spiketrain.exit import ExitTable
 from spiketrain.manifest import Manifest
 from spiketrain.networks import Network
 
@@ -91,8 +92,34 @@ def _tables(path: Path, size: int, checkpoint: Checkpoint, network: Network) -> 
         parts.append(_pairs("training", manifest.training))
     if manifest.conversion is not None:
         parts.append(_pairs("conversion", manifest.conversion))
+    if manifest.exit is not None:
+        parts.append(exit_table(manifest.exit))
     parts += [_rates(manifest, network), _tensors(checkpoint, network)]
     return Group(*parts, *_not_shown(manifest))
+
+
+def exit_table(table: ExitTable) -> Table:
+    """A row for each level."""
+    shown = Table(
+        title=f"exit, {table.dataset} {table.split}: fitted on {table.fitted} samples, verified on {table.verified}, "
+        f"confidence {table.confidence:g}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for heading in ("risk", "timesteps", "disagreement", "bound"):
+        shown.add_column(heading, justify="right")
+    shown.add_column(f"threshold by timestep, 1 to {table.timesteps - 1}")
+    for level in table.levels:
+        shown.add_row(
+            f"{level.risk:g}",
+            f"{level.mean_timesteps:.3f}",
+            f"{100 * level.disagreement:.3f} %",
+            f"{100 * level.upper_bound:.3f} %",
+            " ".join("never" if each is None else f"{each:.4f}" for each in level.thresholds),
+        )
+    shown.caption = "temperatures: " + " ".join(f"{each:.4f}" for each in table.temperatures)
+    shown.caption_justify = "left"
+    return shown
 
 
 # What the tables above are made of. A field that is not here is shown as it is, so that none is ever left out.
@@ -110,6 +137,7 @@ _SHOWN = {
     "training",
     "firing_rates",
     "conversion",
+    "exit",
     "digest",
 }
 

@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from spiketrain.exit import EXIT_READOUTS, ExitTable
 from spiketrain.neurons import AnyNeuronConfig
 from spiketrain.stream_rules import MAX_FILTERS, DecisionRule, FilterRule, size_after
 
@@ -171,6 +172,28 @@ class ConversionRecord(_Model):
     judged_on: str = ""
 
 
+class QuantisationRecord(_Model):
+    """Weights of `layers` are stored as 8-bit codes with a scale for each output channel (`spiketrain.quantise`)."""
+
+    parent: str = Field(description="the digest of the checkpoint whose weights were rounded")
+    parent_name: str
+    layers: tuple[str, ...] = Field(min_length=1)
+    calibrated_on: str = Field(
+        "", description="the samples of the bias correction, empty where there was none"
+    )
+    parent_accuracy: float | None = Field(
+        None, ge=0, le=1, description="on the samples that it was judged on"
+    )
+    agreement: float | None = Field(
+        None, description="share of samples classified as the parent does"
+    )
+    spike_mismatch: dict[str, float] = Field(
+        {},
+        description="by layer, share of spikes that differ from the parent's, of the parent's spikes",
+    )
+    judged_on: str = ""
+
+
 class Manifest(_Model):
     format_version: Literal[1] = FORMAT_VERSION
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")
@@ -182,10 +205,11 @@ class Manifest(_Model):
     timesteps: int = Field(gt=0)
     input: Input
     classes: tuple[str, ...] = Field(min_length=2)
-    readout: Literal["mean", "sum", "rate", "vote"] = Field(
+    readout: Literal["mean", "sum", "rate", "vote", "last"] = Field(
         "mean",
-        description="how the logits of the timesteps become one: mean or sum of logits; rate: logits are those of "
-        "the last timestep's running average; vote: each timestep votes for its first class",
+        description="how the logits of the timesteps become one: mean or sum of logits; rate: mean of "
+        "logits that are spikes; vote: each timestep votes for its first class; last: those of the last timestep, for a "
+        "network that averages by itself",
     )
     decision: DecisionRule | None = Field(
         None, description="how the answers of a stream's windows become one decision, or none"
@@ -194,6 +218,23 @@ class Manifest(_Model):
     training: TrainingRecord | None = None
     firing_rates: dict[str, RateProfile] = {}
     conversion: ConversionRecord | None = None
+    quantisation: QuantisationRecord | None = None
+    exit: ExitTable | None = Field(
+        None,
+        description="when a sample may leave before the last timestep, as `spiketrain calibrate-exit` found it",
+    )
     digest: str = Field(
         "", description="sha256 of the tensors and of all above that decides an answer"
     )
+
+    @model_validator(mode="after")
+    def _exits_are_for_its_timesteps(self) -> Manifest:
+        if self.exit is None:
+            return self
+        if self.exit.timesteps != self.timesteps:
+            raise ValueError(
+                f"exit is for {self.exit.timesteps} timesteps, the model has {self.timesteps}"
+            )
+        if self.readout not in EXIT_READOUTS:
+            raise ValueError(f"a model whose readout is {self.readout} has no early exit")
+        return self

@@ -19,9 +19,12 @@ from spikeserve.client.answers import (
     Window,
 )
 from spikeserve.client.errors import ClientError, ServerError, UnreachableError
-from spikeserve.client.events import AsyncEventStream, AsyncStreamClient, EventStream, StreamClient
+from spikeserve.client.events import EventStream, StreamClient
+from spikeserve.client.events_async import AsyncEventStream, AsyncStreamClient
 from spikeserve.client.http import AsyncClient, Client
-from spikeserve.client.packets import Advance, Packet, cut, paced
+from spikeserve.client.packets import Advance, Packet, Words, cut, cut_words, paced
+from spikeserve.client.terms import StreamTerms
+from spikeserve.client.timeline import RecordingTerms, Stretch, Timeline, TimelineWindow
 
 __all__ = [
     "Advance",
@@ -39,10 +42,17 @@ __all__ = [
     "Opened",
     "Packet",
     "Prediction",
+    "RecordingTerms",
     "ServerError",
     "StreamClient",
+    "StreamTerms",
+    "Stretch",
+    "Timeline",
+    "TimelineWindow",
     "UnreachableError",
     "Window",
+    "Words",
     "cut",
+    "cut_words",
     "paced",
 ]

@@ -78,7 +78,10 @@ class Drops:
 
 @dataclass(frozen=True)
 class Opened:
-    """`window_events` is 0 for windows of a fixed duration, else a window ends after so many events, or `window_us`."""
+    """`window_events` is 0 for windows of a fixed duration, else a window ends after so many events, or `window_us`.
+
+    `resume_seconds` is how long the server keeps the stream when the connection breaks.
+    """
 
     model: str
     version: str
@@ -86,6 +89,7 @@ class Opened:
     sensor: tuple[int, int]
     window_us: int
     window_events: int
+    resume_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,12 @@ def seconds(text: str | None) -> float | None:
         return None
 
 
+def refused_for_now(error: grpc.RpcError) -> bool:
+    """Whether the server itself says that trying again later can help."""
+    metadata: Any = error.trailing_metadata() or ()
+    return dict(metadata).get("error-type") == ErrorKind.UNAVAILABLE.slug
+
+
 def from_rpc(error: grpc.RpcError, target: str) -> ClientError:
     """The exception for a call that ended with a status other than OK."""
     code, detail = error.code(), error.details() or ""

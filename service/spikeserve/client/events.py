@@ -2,64 +2,71 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+import contextlib
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, Unpack
 
 import grpc
 
-from spikeserve.client.answers import Decision, Drops, Ended, Opened, Prediction, Window
-from spikeserve.client.errors import from_rpc
-from spikeserve.client.packets import Advance, Packet
-from spikeserve.grpc import rules
+from spikeserve.client.answers import Ended, Opened, Window
+from spikeserve.client.connection import (
+    CHANNEL_OPTIONS,
+    DEFAULT_RECONNECT_SECONDS,
+    DEFAULT_TARGET,
+    GIVE_UP_SECONDS,
+    KEEP_BYTES,
+    Outage,
+    broke,
+)
+from spikeserve.client.errors import ClientError, from_rpc
+from spikeserve.client.outbox import Outbox
+from spikeserve.client.packets import Packet
+from spikeserve.client.terms import Progress, StreamTerms, open_message
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.grpc.v1.spikeserve_pb2_grpc import SpikeServeStub
-from spiketrain.events import wire
-from spiketrain.manifest import CountWindow, DurationWindow
-from spiketrain.stream_rules import DecisionRule, FilterRule
-
-WindowRule: TypeAlias = DurationWindow | CountWindow
-
-DEFAULT_TARGET = "127.0.0.1:8001"
 
 
 class StreamClient:
-    """A server's gRPC interface at `target`, HOST:PORT."""
+    """A server's gRPC interface at `target`, HOST:PORT.
 
-    def __init__(self, target: str = DEFAULT_TARGET) -> None:
+    When the connection breaks in the midst of a stream, it is tried again for `reconnect_seconds`, and the stream goes
+    on where it was: the server keeps its state, what it has not got is sent again, and no answer comes twice. 0 leaves
+    that out. `credentials` are for TLS; `metadata` goes with every call.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        reconnect_seconds: float = DEFAULT_RECONNECT_SECONDS,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+    ) -> None:
         self._target = target
-        self._channel = grpc.insecure_channel(target)
+        self._patience = reconnect_seconds
+        self._metadata = tuple(metadata)
+        self._channel = (
+            grpc.insecure_channel(target, CHANNEL_OPTIONS)
+            if credentials is None
+            else grpc.secure_channel(target, credentials, CHANNEL_OPTIONS)
+        )
         self._stub = SpikeServeStub(self._channel)
 
-    def stream(
-        self,
-        packets: Iterable[Packet],
-        *,
-        model: str | None = None,
-        version: str | None = None,
-        sensor: tuple[int, int] | None = None,
-        start_us: int | None = None,
-        lateness_us: int = 0,
-        rates: bool = True,
-        filters: Iterable[FilterRule] = (),
-        window: WindowRule | None = None,
-        force: bool = False,
-        decision: DecisionRule | None = None,
-    ) -> EventStream:
+    def stream(self, packets: Iterable[Packet], **terms: Unpack[StreamTerms]) -> EventStream:
         """Sends the packets, from a thread of its own, and gives the answers: one Window for each window.
-
-        `sensor` is width and height, checked against the model's; `start_us` the stream time at which the first
-        window begins, unless given that of the first event. `filters` lead from the sensor to the model's; another
-        `window` rule than the model's needs `force`; with `decision` the answers have one.
 
         Raises ClientError when the answers are read.
         """
-        opening = _open_message(
-            model, version, sensor, start_us, lateness_us, rates, filters, window, force, decision
-        )
-        sender = _Sender(opening)
-        return EventStream(self._stub.StreamEvents(sender.send(packets)), sender, self._target)
+        progress = Progress(open_message(terms, self._patience > 0))
+
+        def call(messages: Iterator[pb.EventMessage], timeout: float | None = None) -> Any:
+            return self._stub.StreamEvents(messages, timeout=timeout, metadata=self._metadata)
+
+        sender = _Sender(packets, progress, KEEP_BYTES if self._patience > 0 else 0)
+        return EventStream(call, sender, progress, self._target, self._patience)
 
     def close(self) -> None:
         self._channel.close()
@@ -79,264 +86,172 @@ class StreamClient:
 class EventStream(Iterator[Window]):
     """The answers of one stream. `opened` is known from the first answer on, `ended` after the last."""
 
-    def __init__(self, call: Any, sender: _Sender, target: str) -> None:
-        self._call = call
+    def __init__(
+        self, call: Any, sender: _Sender, progress: Progress, target: str, patience: float
+    ) -> None:
+        self._make_call = call
         self._sender = sender
+        self._progress = progress
         self._target = target
-        self.opened: Opened | None = None
-        self.ended: Ended | None = None
+        self._patience = patience
+        self._cancelled = threading.Event()
+        self._call = call(sender.connect(opened=True))
+
+    @property
+    def opened(self) -> Opened | None:
+        return self._progress.opened
+
+    @property
+    def ended(self) -> Ended | None:
+        return self._progress.ended
+
+    @property
+    def reconnects(self) -> int:
+        """How often the stream was resumed."""
+        return self._progress.reconnects
+
+    @property
+    def lost_windows(self) -> int:
+        """Windows whose answers were lost with a connection: the server keeps a bounded number."""
+        return self._progress.lost_windows
 
     def __next__(self) -> Window:
-        try:
-            for answer in self._call:
-                if (window := _take(self, answer)) is not None:
-                    return window
-        except grpc.RpcError as error:
-            raise self._sender.failure or from_rpc(error, self._target) from error
-        raise StopIteration
+        while True:
+            try:
+                for answer in self._call:
+                    window = self._progress.take(answer)
+                    self._sender.arrived()
+                    if window is not None:
+                        return window
+                if self.ended is not None or not self._progress.resumable:
+                    self._sender.stop()
+                    raise StopIteration
+                self._resume(None)
+            except grpc.RpcError as error:
+                self._resume(error)
 
     def cancel(self) -> None:
         """Ends the stream without waiting for further answers."""
+        if self._cancelled.is_set():
+            return
+        self._cancelled.set()
+        self._sender.stop()
         self._call.cancel()
+        if self._progress.resumable and self.ended is None:
+            # Else the server would wait for us to come back. It does not matter if it cannot be reached.
+            with contextlib.suppress(grpc.RpcError):
+                list(self._make_call(iter([self._progress.giving_up()]), timeout=GIVE_UP_SECONDS))
 
-
-class AsyncStreamClient:
-    """`StreamClient` for asyncio; packets may come from an asynchronous iterator."""
-
-    def __init__(self, target: str = DEFAULT_TARGET) -> None:
-        self._target = target
-        self._channel = grpc.aio.insecure_channel(target)
-        self._stub = SpikeServeStub(self._channel)
-
-    def stream(
-        self,
-        packets: Iterable[Packet] | AsyncIterable[Packet],
-        *,
-        model: str | None = None,
-        version: str | None = None,
-        sensor: tuple[int, int] | None = None,
-        start_us: int | None = None,
-        lateness_us: int = 0,
-        rates: bool = True,
-        filters: Iterable[FilterRule] = (),
-        window: WindowRule | None = None,
-        force: bool = False,
-        decision: DecisionRule | None = None,
-    ) -> AsyncEventStream:
-        """As `StreamClient.stream`."""
-        opening = _open_message(
-            model, version, sensor, start_us, lateness_us, rates, filters, window, force, decision
-        )
-        sender = _Sender(opening)
-        messages = sender.send_async(_each(packets) if isinstance(packets, Iterable) else packets)
-        return AsyncEventStream(self._stub.StreamEvents(messages), sender, self._target)
-
-    async def close(self) -> None:
-        await self._channel.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-
-class AsyncEventStream(AsyncIterator[Window]):
-    """`EventStream` for asyncio."""
-
-    def __init__(self, call: Any, sender: _Sender, target: str) -> None:
-        self._call = call
-        self._sender = sender
-        self._answers = aiter(call)
-        self._target = target
-        self.opened: Opened | None = None
-        self.ended: Ended | None = None
-
-    async def __anext__(self) -> Window:
+    def _resume(self, error: grpc.RpcError | None) -> None:
+        """A new connection that goes on where the broken one was. Raises ClientError, or what the packets raised."""
+        if self._sender.failure is not None:
+            self.cancel()
+            raise self._sender.failure from error
+        if error is None:
+            error = _Closed()
+        if not self._progress.resumable or self._cancelled.is_set() or not broke(error):
+            self._sender.stop()
+            raise from_rpc(error, self._target) from error
+        outage = Outage(error, self._target, time.monotonic(), self._patience)
         try:
-            async for answer in self._answers:
-                window = _take(self, answer)
-                self._sender.answered.set()
-                if window is not None:
-                    return window
-        except grpc.RpcError as error:
+            while True:
+                self._cancelled.wait(outage.pause(time.monotonic()))
+                try:
+                    self._call = self._make_call(self._sender.connect(opened=False))
+                    self._progress.take(next(iter(self._call)))
+                    self._sender.rewind()
+                    return
+                except StopIteration:
+                    outage.again(_Closed())
+                except grpc.RpcError as again:
+                    outage.again(again)
+        except ClientError:
             self._sender.stop()
-            raise self._sender.failure or from_rpc(error, self._target) from error
-        except asyncio.CancelledError:
-            self._sender.stop()
-            # The transport cancels its own call when the packets fail.
-            if self._sender.failure is not None:
-                raise self._sender.failure from None
             raise
-        self._sender.stop()
-        raise StopAsyncIteration
-
-    def cancel(self) -> None:
-        """Ends the stream without waiting for further answers."""
-        self._sender.stop()
-        self._call.cancel()
 
 
-async def _each(packets: Iterable[Packet]) -> AsyncIterator[Packet]:
-    for packet in packets:
-        yield packet
+class _Closed(grpc.RpcError):
+    """The server's side was closed without an error, and without an end."""
 
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
 
-def _open_message(
-    model: str | None,
-    version: str | None,
-    sensor: tuple[int, int] | None,
-    start_us: int | None,
-    lateness_us: int,
-    rates: bool,
-    filters: Iterable[FilterRule],
-    window: WindowRule | None,
-    force: bool,
-    decision: DecisionRule | None,
-) -> pb.EventMessage:
-    width, height = sensor or (0, 0)
-    opening = pb.OpenStream(
-        model=model or "",
-        version=version or "",
-        sensor_width=width,
-        sensor_height=height,
-        encoding=pb.ENCODING_COLUMNS_V1,
-        lateness_us=lateness_us,
-        rates=rates,
-        filters=rules.filter_messages(filters),
-        force=force,
-    )
-    if isinstance(window, DurationWindow):
-        opening.window_us = window.microseconds
-    elif isinstance(window, CountWindow):
-        opening.window_us, opening.window_events = window.max_microseconds, window.events
-    if decision is not None:
-        opening.decision.CopyFrom(rules.decision_message(decision))
-    if start_us is not None:
-        opening.start_us = start_us
-    return pb.EventMessage(open=opening)
+    def details(self) -> str:
+        return "the connection was closed in the midst of the stream"
 
-
-_END = pb.EventMessage(end=pb.EndOfStream())
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
 
 
 class _Sender:
-    """The messages of one stream. What the packets themselves raise is kept: the transport would swallow it."""
+    """The messages of one stream, over one connection after the other.
 
-    def __init__(self, opening: pb.EventMessage) -> None:
-        self._opening = opening
-        self._sequence = 0
-        self.failure: Exception | None = None
-        self.answered = asyncio.Event()  # the server has said something
+    The transport reads them in a thread of its own for each connection. That of a broken one may still wait for the
+    next packet: what comes of it is sent by its successor. What the packets themselves raise is kept, as the transport
+    would swallow it.
+    """
+
+    def __init__(self, packets: Iterable[Packet], progress: Progress, keep_bytes: int) -> None:
+        self._packets = iter(packets)
+        self._progress = progress
+        self._outbox = Outbox(keep_bytes)
+        self._outbox_lock = threading.Lock()
+        self._packets_lock = threading.Lock()
+        self._connection = 0
+        self._opened = threading.Event()
         self._stopped = False
+        self.failure: Exception | None = None
+
+    def connect(self, opened: bool) -> Iterator[pb.EventMessage]:
+        """The messages of a new connection; unless `opened`, none but the first is sent before `rewind`."""
+        self._opened.set()  # whoever waited for the last connection need not any more
+        self._opened = threading.Event()
+        if opened:
+            self._opened.set()
+        self._connection += 1
+        return self._messages(self._connection, self._opened)
+
+    def rewind(self) -> None:
+        with self._outbox_lock:
+            self._outbox.rewind(self._progress.sequence)
+        self._opened.set()
+
+    def arrived(self) -> None:
+        with self._outbox_lock:
+            self._outbox.arrived(self._progress.sequence)
 
     def stop(self) -> None:
-        """Send nothing more: the call is over."""
+        """Send nothing more."""
         self._stopped = True
-        self.answered.set()
+        self._opened.set()
 
-    def send(self, packets: Iterable[Packet]) -> Iterator[pb.EventMessage]:
-        yield self._opening
-        try:
-            for packet in packets:
-                yield self._message(packet)
-        except Exception as error:
-            self.failure = error
-            raise
-        yield _END
-
-    async def send_async(self, packets: AsyncIterable[Packet]) -> AsyncIterator[pb.EventMessage]:
-        yield self._opening
-        # A message to a call that the server has refused fails in the transport, whose own error then hides the refusal.
-        await self.answered.wait()
-        try:
-            async for packet in packets:
-                if self._stopped:
+    def _messages(self, connection: int, opened: threading.Event) -> Iterator[pb.EventMessage]:
+        yield self._progress.opening()
+        opened.wait()
+        while True:
+            with self._outbox_lock:
+                if connection != self._connection or self._stopped:
                     return
-                yield self._message(packet)
-        except Exception as error:
-            self.failure = error
-            raise
-        yield _END
+                message = self._outbox.next(self._progress.next_window)
+            if message is not None:
+                yield message
+            elif self._outbox.ended:
+                return
+            else:
+                self._pull(connection)
 
-    def _message(self, packet: Packet) -> pb.EventMessage:
-        if isinstance(packet, Advance):
-            return pb.EventMessage(advance=pb.Advance(time_us=packet.time_us))
-        self._sequence += 1
-        payload, base_us = wire.encode(wire.Encoding.COLUMNS_V1, packet)
-        return pb.EventMessage(
-            events=pb.EventPacket(sequence=self._sequence, base_us=base_us, payload=payload)
-        )
-
-
-def _take(stream: EventStream | AsyncEventStream, answer: pb.EventAnswer) -> Window | None:
-    """Keeps what the first and the last answer say; gives the others."""
-    kind = answer.WhichOneof("kind")
-    if kind == "opened":
-        stream.opened = _opened(answer.opened)
-    elif kind == "ended":
-        stream.ended = Ended(answer.ended.windows, answer.ended.events, _drops(answer.ended.drops))
-    elif kind == "window":
-        return _window(answer.window)
-    return None
-
-
-def _opened(message: pb.StreamOpened) -> Opened:
-    return Opened(
-        model=message.model,
-        version=message.version,
-        classes=tuple(message.classes),
-        sensor=(message.sensor_width, message.sensor_height),
-        window_us=message.window_us,
-        window_events=message.window_events,
-    )
-
-
-def _window(message: pb.WindowAnswer) -> Window:
-    return Window(
-        index=message.index,
-        start_us=message.start_us,
-        end_us=message.end_us,
-        events=message.events,
-        predictions=_predictions(message.predictions),
-        raw=_predictions(message.raw),
-        firing_rates={each.layer: each.rate for each in message.firing_rates},
-        synaptic_operations=message.synaptic_operations,
-        energy_joules=message.energy_joules,
-        drops=_drops(message.drops),
-        latency_seconds=message.latency_seconds,
-        sequence=message.sequence,
-        decision=_decision(message.decision) if message.HasField("decision") else None,
-    )
-
-
-def _decision(message: pb.Decision) -> Decision:
-    decided = message.HasField("index")
-    return Decision(
-        message.index if decided else None,
-        message.label if decided else None,
-        message.evidence,
-        message.lead,
-        message.since_us,
-        message.changed,
-    )
-
-
-def _predictions(messages: Iterable[pb.Prediction]) -> tuple[Prediction, ...]:
-    return tuple(Prediction(each.label, each.index, each.probability) for each in messages)
-
-
-def _drops(message: pb.Drops) -> Drops:
-    return Drops(
-        late_events=message.late_events,
-        outside_events=message.outside_events,
-        skipped_windows=message.skipped_windows,
-        lost_packets=message.lost_packets,
-        repeated_packets=message.repeated_packets,
-        filtered_events=message.filtered_events,
-    )
+    def _pull(self, connection: int) -> None:
+        """One more packet into the outbox."""
+        with self._packets_lock:
+            if connection != self._connection or self._outbox.ended:
+                return
+            try:
+                packet = next(self._packets, None)
+                with self._outbox_lock:
+                    if packet is None:
+                        self._outbox.end()
+                    else:
+                        self._outbox.add(packet)
+            except Exception as error:
+                self.failure = error
+                raise

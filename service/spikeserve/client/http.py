@@ -1,21 +1,23 @@
-"""Pictures, over REST."""
+"""Pictures and recordings, over REST."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 from urllib.parse import quote
 
 import httpx
 
 from spikeserve.client.answers import Classification, ModelSummary, Prediction
 from spikeserve.client.errors import ClientError, ServerError, UnreachableError, seconds
+from spikeserve.client.timeline import RecordingTerms, Timeline, recording_query
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 Image = bytes | str | Path
-"""The bytes of an image file, or its path."""
+"""The bytes of a file, or its path."""
 
 
 class Client:
@@ -41,6 +43,13 @@ class Client:
         content = image if isinstance(image, bytes) else Path(image).read_bytes()
         reply = self._send("POST", "/classify", query, content, _classify_headers(self._timeout))
         return _classification(reply)
+
+    def classify_events(self, recording: Image, **terms: Unpack[RecordingTerms]) -> Timeline:
+        """The timeline of a recording, window by window. Raises OSError for a path that cannot be read."""
+        content = recording if isinstance(recording, bytes) else Path(recording).read_bytes()
+        headers = _classify_headers(self._timeout)
+        reply = self._send("POST", "/classify/events", recording_query(terms), content, headers)
+        return Timeline.from_json(reply)
 
     def models(self) -> list[ModelSummary]:
         return _models(self._send("GET", "/models"))
@@ -71,7 +80,7 @@ class Client:
         self,
         method: str,
         path: str,
-        query: dict[str, str] | None = None,
+        query: Mapping[str, str | list[str]] | None = None,
         content: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> dict[str, Any]:
@@ -107,6 +116,14 @@ class AsyncClient:
         )
         return _classification(reply)
 
+    async def classify_events(self, recording: bytes, **terms: Unpack[RecordingTerms]) -> Timeline:
+        """Takes the bytes of a recording's file."""
+        headers = _classify_headers(self._timeout)
+        reply = await self._send(
+            "POST", "/classify/events", recording_query(terms), recording, headers
+        )
+        return Timeline.from_json(reply)
+
     async def models(self) -> list[ModelSummary]:
         return _models(await self._send("GET", "/models"))
 
@@ -136,7 +153,7 @@ class AsyncClient:
         self,
         method: str,
         path: str,
-        query: dict[str, str] | None = None,
+        query: Mapping[str, str | list[str]] | None = None,
         content: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> dict[str, Any]:

@@ -22,8 +22,8 @@ class Sample:
     """What a slot starts with.
 
     `constant` is the input [C, H, W] of every timestep, or None where each timestep brings a frame. `timesteps` is
-    how many there will be at most, None where nobody knows: an executor may compute that far ahead at once and hand
-    out the results one by one.
+    how many there will be: an executor may compute that far ahead at once and hand out the results one by one. It is
+    None where nobody knows: for streams, and for pictures that may leave early.
     """
 
     constant: Tensor | None = None
@@ -62,7 +62,7 @@ class Executor(Protocol):
         """One timestep of these slots, each named once. Slots without a constant input need a frame."""
 
     def save(self, slot: int) -> bytes:
-        """The state of a slot, to continue later, in any slot and in another process."""
+        """The state of a slot, to continue later, in any slot and in another process. The slot keeps it, too."""
 
     def load(self, slot: int, state: bytes) -> None:
         """Continue in this slot, bit by bit, where `save` was called. Raises StateError; the slot is then empty."""

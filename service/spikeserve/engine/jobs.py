@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spikeserve.engine.executor import Sample
+from spikeserve.engine.exit import ExitPolicy
 from spikeserve.errors import ErrorKind, ServiceError
 
 Array = NDArray[Any]
+
+Turn = tuple[float, int]
+"""Where somebody stands in the queue, a time and a number: the lowest goes first. No two jobs have the same."""
+
+
+class Priority(IntEnum):
+    """Streams are NORMAL."""
+
+    HIGH = -1
+    NORMAL = 0
+    LOW = 1
 
 
 @dataclass(frozen=True)
@@ -28,18 +42,35 @@ class RunResult:
     compute_seconds: float
 
 
+class JobFuture(Future[Any]):
+    """Says so at once when its client has left."""
+
+    def __init__(self, left: Callable[[], None]) -> None:
+        super().__init__()
+        self._left = left
+
+    def cancel(self) -> bool:
+        if not super().cancel():
+            return False
+        self._left()
+        return True
+
+
 class Job:
     """Something that the engine has accepted and owes one answer, through `future`.
 
-    A client that has left cancels the future. `order` is the order of arrival, over all kinds of jobs; times are
-    those of time.monotonic().
+    `submitted` and `deadline` are times of the scheduler's clock.
     """
 
-    def __init__(self, order: int, now: float, deadline: float | None) -> None:
-        self.order = order
-        self.submitted = now
+    __slots__ = ("deadline", "future", "submitted", "turn")
+
+    def __init__(
+        self, turn: Turn, submitted: float, deadline: float | None, future: JobFuture
+    ) -> None:
+        self.turn = turn
+        self.submitted = submitted
         self.deadline = deadline
-        self.future: Future[RunResult] = Future()
+        self.future = future
 
     def over(self, now: float) -> bool:
         """Whether there is no use in going on."""
@@ -49,59 +80,79 @@ class Job:
 class ImageJob(Job):
     """A sample with a constant input. It holds a slot from its first timestep to its last."""
 
+    __slots__ = ("admitted", "exit", "sample", "timesteps")
+
     def __init__(
-        self, order: int, now: float, deadline: float | None, sample: Sample, timesteps: int
+        self,
+        turn: Turn,
+        submitted: float,
+        deadline: float | None,
+        future: JobFuture,
+        constant: Tensor,
+        timesteps: int,
+        exit_policy: ExitPolicy | None,
     ) -> None:
-        super().__init__(order, now, deadline)
-        self.sample = sample
+        super().__init__(turn, submitted, deadline, future)
+        self.sample = Sample(constant, timesteps if exit_policy is None else None)
         self.timesteps = timesteps
-        self.admitted = now
-        self.logits: list[Array] = []
-        self.spikes: Array | float = 0.0
-        self.synaptic_operations = 0.0
-
-    def add(self, logits: Array, spikes: Array, synaptic_operations: float) -> bool:
-        """Take in one timestep; whether it was the last one."""
-        self.logits.append(logits)
-        self.spikes = self.spikes + spikes
-        self.synaptic_operations += synaptic_operations
-        return len(self.logits) >= self.timesteps
-
-    def result(self, now: float) -> RunResult:
-        return RunResult(
-            np.stack(self.logits),
-            np.asarray(self.spikes),
-            self.synaptic_operations,
-            self.admitted - self.submitted,
-            now - self.admitted,
-        )
+        self.exit = exit_policy
+        self.admitted = submitted
 
 
 class WindowJob(Job):
     """One timestep of a stream."""
 
+    __slots__ = ("frame", "stream")
+
     def __init__(
-        self, order: int, now: float, deadline: float | None, stream: Resident, frame: Tensor
+        self,
+        turn: Turn,
+        submitted: float,
+        deadline: float | None,
+        future: JobFuture,
+        stream: Resident,
+        frame: Tensor,
     ) -> None:
-        super().__init__(order, now, deadline)
+        super().__init__(turn, submitted, deadline, future)
         self.stream = stream
         self.frame = frame
 
 
+class SnapshotJob(Job):
+    """A stream's state as bytes, after the windows submitted before."""
+
+    __slots__ = ("stream",)
+
+    def __init__(self, turn: Turn, submitted: float, future: JobFuture, stream: Resident) -> None:
+        super().__init__(turn, submitted, None, future)
+        self.stream = stream
+
+
+StreamJob = WindowJob | SnapshotJob
+
+
 @dataclass(eq=False)
 class Resident:
-    """A stream as the engine's thread sees it: its windows in order, and where its state is.
+    """A stream as the engine's thread sees it: its jobs in order, and where its state is.
 
-    The state is in `slot`; or in `saved` while others needed the slot; or nowhere yet, before the first window.
+    The state is in `slot`; or in `saved` while others needed the slot, or where it was brought along; or nowhere yet,
+    before the first window.
     """
 
-    pending: deque[WindowJob] = field(default_factory=deque)
-    unanswered: int = 0  # windows that the engine owes an answer, guarded by the scheduler's lock
-    slot: int | None = None
     saved: bytes | None = None
+    pending: deque[StreamJob] = field(default_factory=deque)
+    unanswered: int = 0  # jobs that the engine owes an answer, guarded by the inbox's lock
+    slot: int | None = None
+    computed: int = 0  # windows
+    not_before: Turn = (-np.inf, 0)  # its turn is not earlier than this
     queued: bool = False  # waits for a slot
     closed: bool = False
     lost: ServiceError | None = None  # set once the state is gone
+
+    @property
+    def turn(self) -> Turn:
+        """Of its next job."""
+        return max(self.pending[0].turn, self.not_before)
 
 
 def deadline_passed() -> ServiceError:

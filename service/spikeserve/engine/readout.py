@@ -3,6 +3,7 @@
 mean, rate   softmax of the mean of the logits (for rate they are spikes, so that their mean is a firing rate)
 sum          softmax of the sum of the logits
 vote         the share of the timesteps whose largest logit is the class's
+last         softmax of the last timestep's logits, for a network that averages by itself
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Readout = Literal["mean", "sum", "rate", "vote"]
+Readout = Literal["mean", "sum", "rate", "vote", "last"]
 Array = NDArray[Any]
 
 
@@ -21,6 +22,8 @@ def probabilities(readout: Readout, logits: ArrayLike) -> Array:
     rows = np.asarray(logits, dtype=np.float64)
     if readout == "vote":
         return np.asarray(_votes(rows).mean(0))
+    if readout == "last":
+        return _softmax(rows[-1])
     return _softmax(rows.sum(0) if readout == "sum" else rows.mean(0))
 
 
@@ -41,6 +44,8 @@ class RunningReadout:
     def add(self, logits: ArrayLike) -> Array:
         """Take in the logits [classes] of one more window; probabilities [classes]."""
         x = np.asarray(logits, dtype=np.float64)
+        if self._readout == "last":
+            return _softmax(x)
         if self._readout == "vote":
             x = _votes(x[None])[0]
         self._windows = min(self._windows + 1, self._timesteps)

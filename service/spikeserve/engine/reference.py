@@ -12,7 +12,6 @@ threshold. Measured with torch 2.13 on x86-64:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -21,10 +20,10 @@ from torch import Tensor, nn
 
 from spikeserve.engine.executor import Frames, Sample, StateError, StepResult
 from spikeserve.engine.state import pack_state, unpack_state
-from spiketrain.networks import Network
+from spiketrain.networks import Network, with_plain_weights
 from spiketrain.neurons import Neuron, NeuronLayer
 
-_CONSTANT = "constant"
+CONSTANT = "constant"
 
 # Layers that are matrix products; convolutions are, too.
 _PRODUCTS = (
@@ -52,7 +51,7 @@ class ReferenceExecutor:
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots}: it must be at least 1")
-        self._network = _independent_of_batch(network)
+        self._network = independent_of_batch(network)
         modules, shapes = self._network.neuron_layers(), self._network.neuron_shapes()
         self._layers = tuple(name for name in shapes if modules[name].config.spiking)
         if not self._layers:
@@ -118,13 +117,13 @@ class ReferenceExecutor:
         }
         constant = self._constants[slot]
         if constant is not None:
-            tensors[_CONSTANT] = constant
+            tensors[CONSTANT] = constant
         return pack_state(tensors, self._weights)
 
     def load(self, slot: int, state: bytes) -> None:
         self._states[slot], self._constants[slot] = {}, None
         tensors = unpack_state(state, self._weights)
-        constant = tensors.pop(_CONSTANT, None)
+        constant = tensors.pop(CONSTANT, None)
         loaded = {}
         for layer, fresh in self._fresh.items():
             parts = [tensors.pop(f"{layer}/{i}", None) for i in range(len(fresh))]
@@ -160,6 +159,10 @@ class _FireEachSample:
         self.spikes[name] = torch.cat(rows)
         return self.spikes[name]
 
+    def previous(self, source: NeuronLayer, memory: NeuronLayer) -> Tensor:
+        name, _ = self.neurons[memory]
+        return torch.cat([state[name].last for state in self.states])
+
 
 class _OneDnn(nn.Module):
     """A convolution that is oneDNN's whatever the batch."""
@@ -187,9 +190,9 @@ class _RowByRow(nn.Module):
         return torch.cat([self.module(row) for row in torch.split(x, 1)])
 
 
-def _independent_of_batch(network: Network) -> Network:
+def independent_of_batch(network: Network) -> Network:
     """A copy for evaluation in which no layer's output depends on which samples are beside each other."""
-    network = copy.deepcopy(network).eval().requires_grad_(False)
+    network = with_plain_weights(network).eval().requires_grad_(False)
     for name, module in list(network.named_modules()):
         if _goes_to_onednn(module):
             network.set_submodule(name, _OneDnn(cast(nn.Conv2d, module)))

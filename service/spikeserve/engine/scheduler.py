@@ -1,7 +1,8 @@
 """One thread owns a model's executor; requests reach it through an inbox and are answered through futures.
 
 At every timestep it takes in newcomers, drops those whose client has left or whose deadline has passed, runs one step of
-all slots with something to do, and answers those that are done. With nothing to do it sleeps until it is woken.
+all slots with something to do, and answers those that are done (`turn.py`). With nothing to do it sleeps until it is
+woken. Who gets a slot when there are too few is decided by `pool.py`.
 
 An exception in the executor fails every job that it had accepted, as their states are gone, and makes the scheduler
 unhealthy until a fresh executor has been made.
@@ -13,17 +14,18 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from spikeserve.engine.executor import Executor, Frames
+from spikeserve.engine.executor import Executor, Sample, StateError
+from spikeserve.engine.exit import ExitPolicy
 from spikeserve.engine.inbox import Inbox
-from spikeserve.engine.jobs import ImageJob, Job, Resident, RunResult, WindowJob, deadline_passed
+from spikeserve.engine.jobs import Priority, Resident, RunResult
 from spikeserve.engine.pool import Pool
+from spikeserve.engine.state import StateForm
+from spikeserve.engine.turn import EngineObserver, Turns, unfit_state
 from spikeserve.errors import ErrorKind, ServiceError, new_incident
 
 logger = logging.getLogger(__name__)
@@ -32,18 +34,11 @@ _FIRST_RESTART_PAUSE = 1.0
 _LONGEST_RESTART_PAUSE = 30.0
 
 
-class EngineObserver(Protocol):
-    """Told by the engine's thread what it does; must not block."""
-
-    def stepped(self, batch: int) -> None: ...
-
-    def restarted(self) -> None: ...
-
-
 class Scheduler:
     """`make_executor` makes a warm executor; it is called in the scheduler's thread, at the start and after a crash.
 
-    `slots` and `layers` are the executor's, from `start` on.
+    A request goes before one of the next higher priority that came `patience_seconds` after it or later. `slots` and
+    `layers` are the executor's, from `start` on.
     """
 
     def __init__(
@@ -54,16 +49,19 @@ class Scheduler:
         max_queue: int,
         observer: EngineObserver | None = None,
         stall_seconds: float = 60.0,
+        patience_seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._make_executor = make_executor
         self._name = name
         self._observer = observer
         self._stall_seconds = stall_seconds
-        self._inbox = Inbox(name, max_queue)
+        self._clock = clock
+        self._inbox = Inbox(name, max_queue, patience_seconds, clock)
         self._thread: threading.Thread | None = None
-        # Set by the thread, and read by others: no executor means not healthy.
-        self._pool: Pool | None = None
-        self._step_began: float | None = None
+        # Set by the thread, and read by others: no turns means no executor, so not healthy.
+        self._turns: Turns | None = None
+        self._form = StateForm(b"")
         self.slots = 0
         self.layers: tuple[str, ...] = ()
 
@@ -92,27 +90,51 @@ class Scheduler:
     @property
     def healthy(self) -> bool:
         """Whether requests can be answered: a warm executor, and no step that never ends."""
-        began = self._step_began
-        stalled = began is not None and time.monotonic() - began >= self._stall_seconds
-        return self._pool is not None and not stalled
+        turns = self._turns
+        if turns is None:
+            return False
+        began = turns.step_began
+        return began is None or self._clock() - began < self._stall_seconds
+
+    @property
+    def _pool(self) -> Pool | None:
+        turns = self._turns
+        return None if turns is None else turns.pool
 
     def check(self) -> None:
         """Raises the ServiceError with which a picture submitted now would be refused."""
         self._inbox.check_picture()
 
     def submit(
-        self, constant: Tensor, timesteps: int, deadline: float | None = None
+        self,
+        constant: Tensor,
+        timesteps: int,
+        deadline: float | None = None,
+        *,
+        priority: Priority = Priority.NORMAL,
+        exit_policy: ExitPolicy | None = None,
     ) -> Future[RunResult]:
-        """Run `timesteps` timesteps with a constant input [C, H, W]. Cancel the future when nobody waits any more.
+        """Run `timesteps` timesteps with a constant input [C, H, W], or fewer where the policy lets it leave early.
 
-        Raises ServiceError UNAVAILABLE at once when the queue is full or the engine takes nothing new.
+        Cancel the future when nobody waits any more. Raises ServiceError UNAVAILABLE at once when the queue is full or
+        the engine takes nothing new.
         """
-        return self._inbox.submit_picture(constant, timesteps, deadline)
+        return self._inbox.submit_picture(constant, timesteps, deadline, priority, exit_policy)
 
-    def open_stream(self) -> EngineStream:
-        """A sample whose inputs come one by one. It has a slot only while it needs one. Raises ServiceError."""
+    def open_stream(self, state: bytes | None = None) -> EngineStream:
+        """A sample whose inputs come one by one. It has a slot only while it needs one.
+
+        With a `state` of `EngineStream.save` it goes on where that was taken, bit by bit: on this server or another
+        one with the same model. Raises ServiceError: IMPOSSIBLE for a state that is damaged, of another version or of
+        another model, UNAVAILABLE where the engine takes nothing new.
+        """
         self._inbox.check_new()
-        return EngineStream(self._inbox)
+        if state is not None:
+            try:
+                self._form.check(state)
+            except StateError as error:
+                raise unfit_state(error) from None
+        return EngineStream(self._inbox, state)
 
     def drain(self, seconds: float) -> bool:
         """Refuse new pictures and streams, and wait until nothing is left to answer; False if `seconds` did not do."""
@@ -128,80 +150,36 @@ class Scheduler:
 
     def _run(self, started: Future[None]) -> None:
         try:
-            pool: Pool | None = Pool(self._make_executor())
+            turns: Turns | None = self._begin()
         except BaseException as error:
             started.set_exception(error)
             return
-        while pool is not None:
-            self.slots, self.layers = pool.executor.slots, pool.executor.layers
-            self._pool = pool
+        while turns is not None:
+            self._turns = turns
             self._inbox.open()
             if not started.done():
                 started.set_result(None)
-            pool = self._serve(pool)
+            turns = self._serve(turns)
 
-    def _serve(self, pool: Pool) -> Pool | None:
-        """Work until it is time to stop: None; or until a crash: a fresh pool."""
+    def _begin(self) -> Turns:
+        executor = self._make_executor()
+        executor.admit(0, Sample())
+        self._form = StateForm(executor.save(0))
+        self.slots, self.layers = executor.slots, executor.layers
+        return Turns(executor, self._inbox, self._observer, self._clock)
+
+    def _serve(self, turns: Turns) -> Turns | None:
+        """Work until it is time to stop: None; or until a crash: a fresh executor's turns."""
         try:
             while not self._inbox.stopping:
-                self._sort_in(pool, self._inbox.take(pool.has_work))
-                self._turn(pool)
+                turns.run(*self._inbox.take(turns.pool.has_work))
         except BaseException as error:  # a thread that dies would leave its jobs unanswered
-            return self._restart(pool, error)
-        self._pool = None
+            return self._restart(turns, error)
+        self._turns = None
         self._inbox.fail_all(ServiceError(ErrorKind.UNAVAILABLE, "the server was shut down", 1.0))
         return None
 
-    def _sort_in(self, pool: Pool, entries: Iterable[Job | Resident]) -> None:
-        for entry in entries:
-            if isinstance(entry, ImageJob):
-                pool.add_image(entry)
-            elif isinstance(entry, WindowJob):
-                if entry.stream.closed:
-                    self._inbox.fail([entry], _stream_closed())
-                else:
-                    pool.add_window(entry)
-            elif isinstance(entry, Resident):
-                self._inbox.fail(pool.close_stream(entry), _stream_closed())
-
-    def _turn(self, pool: Pool) -> None:
-        now = time.monotonic()
-        self._inbox.fail(pool.drop_over(now), deadline_passed())
-        self._step_began = now
-        batch = pool.assemble(now)
-        self._inbox.count_waiting(pool.waiting_images)
-        if batch:
-            self._step(pool, batch)
-        self._step_began = None
-
-    def _step(self, pool: Pool, batch: list[tuple[int, Job]]) -> None:
-        began = time.monotonic()
-        windows = [(i, job) for i, (_, job) in enumerate(batch) if isinstance(job, WindowJob)]
-        frames = (
-            Frames(tuple(i for i, _ in windows), torch.stack([job.frame for _, job in windows]))
-            if windows
-            else None
-        )
-        result = pool.executor.step([slot for slot, _ in batch], frames)
-        logits, spikes = result.logits.numpy(), result.spikes.numpy()
-        operations = result.synaptic_operations.tolist()
-        if not len(logits) == len(spikes) == len(operations) == len(batch):
-            raise RuntimeError(f"the executor answered {len(logits)} rows for {len(batch)} slots")
-        if self._observer is not None:
-            self._observer.stepped(len(batch))
-        now = time.monotonic()
-        for i, (slot, job) in enumerate(batch):
-            if isinstance(job, ImageJob):
-                if job.add(logits[i], spikes[i], operations[i]):
-                    pool.finish_image(slot)
-                    self._inbox.answer(job, job.result(now))
-            elif isinstance(job, WindowJob):
-                pool.finish_window(job.stream)
-                waited, took = began - job.submitted, now - began
-                one = RunResult(logits[i : i + 1], spikes[i], operations[i], waited, took)
-                self._inbox.answer(job, one)
-
-    def _restart(self, pool: Pool, error: BaseException) -> Pool | None:
+    def _restart(self, turns: Turns, error: BaseException) -> Turns | None:
         """Fail what was accepted and make a fresh executor; None when it is time to stop."""
         incident = new_incident()
         logger.error("engine of %s crashed, incident %s", self._name, incident, exc_info=error)
@@ -210,8 +188,8 @@ class Scheduler:
             f"model {self._name} failed and is being restarted; the log has the details under {incident}",
             incident=incident,
         )
-        self._pool = self._step_began = None
-        for stream in pool.abandon():
+        self._turns = None
+        for stream in turns.pool.abandon():
             stream.lost = failure
         self._inbox.fail_all(failure)
         if self._observer is not None:
@@ -219,11 +197,11 @@ class Scheduler:
                 self._observer.restarted()
         return self._make_again()
 
-    def _make_again(self) -> Pool | None:
+    def _make_again(self) -> Turns | None:
         pause = _FIRST_RESTART_PAUSE
         while not self._inbox.stopping:
             try:
-                pool = Pool(self._make_executor())
+                turns = self._begin()
             except Exception:
                 logger.exception(
                     "engine of %s cannot be restarted, next try in %g s", self._name, pause
@@ -232,16 +210,16 @@ class Scheduler:
                 pause = min(2 * pause, _LONGEST_RESTART_PAUSE)
             else:
                 logger.warning("engine of %s is running again", self._name)
-                return pool
+                return turns
         return None
 
 
 class EngineStream:
     """One stream's windows: state is kept from one to the next, answers come in order. Not for several threads."""
 
-    def __init__(self, inbox: Inbox) -> None:
+    def __init__(self, inbox: Inbox, state: bytes | None) -> None:
         self._inbox = inbox
-        self._resident = Resident()
+        self._resident = Resident(saved=state)
 
     @property
     def lost(self) -> ServiceError | None:
@@ -251,14 +229,18 @@ class EngineStream:
     def submit(self, frame: Tensor, deadline: float | None = None) -> Future[RunResult]:
         """One timestep with this frame [C, H, W]. Raises ServiceError where the stream cannot go on.
 
-        Submitting before the answer to the last one has come is allowed, and answers keep their order.
+        Submitting before the answer to the last one has come is allowed, and answers keep their order. A window whose
+        deadline passes, or whose future is cancelled, before it is computed leaves no trace in the state.
         """
         return self._inbox.submit_window(self._resident, frame, deadline)
 
+    def save(self) -> Future[bytes]:
+        """The state after the windows submitted before, for `Scheduler.open_stream`. The stream goes on.
+
+        Raises ServiceError as `submit` does; the future fails as theirs do. Possible while the scheduler drains.
+        """
+        return self._inbox.submit_snapshot(self._resident)
+
     def close(self) -> None:
-        """Free the slot; windows not answered yet fail as CANCELLED. May be called again."""
+        """Free the slot; what is not answered yet fails as CANCELLED. May be called again."""
         self._inbox.close_stream(self._resident)
-
-
-def _stream_closed() -> ServiceError:
-    return ServiceError(ErrorKind.CANCELLED, "the stream was closed")

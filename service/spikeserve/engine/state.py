@@ -32,18 +32,47 @@ def pack_state(tensors: Mapping[str, Tensor], weights: str) -> bytes:
 
 def unpack_state(state: bytes, weights: str) -> dict[str, Tensor]:
     """Raises StateError for bytes that are damaged, of another version, or of other weights."""
+    _check(state, _sha256(weights.encode()))
+    try:
+        return safetensors.torch.load(state[_DATA:])
+    except (SafetensorError, ValueError) as error:
+        raise StateError(f"state: {error}") from error
+
+
+class StateForm:
+    """What the states of one executor look like, learnt from one of them. May be asked from any thread."""
+
+    def __init__(self, example: bytes) -> None:
+        # An executor may have a format of its own; then it alone can judge, when it loads a state.
+        self._ours = example.startswith(_MAGIC)
+        self._weights, self._tensors = example[_WEIGHTS:_SEAL], _tensors(example)
+
+    def check(self, state: bytes) -> None:
+        """Raises StateError as `unpack_state` does, and for tensors of other names, types or shapes."""
+        if not self._ours:
+            return
+        _check(state, self._weights)
+        if _tensors(state) != self._tensors:
+            raise StateError(
+                "state: saved by an executor that keeps it otherwise; run the same one on both sides"
+            )
+
+
+def _check(state: bytes, weights: bytes) -> None:
     if state[: len(_MAGIC)] != _MAGIC or len(state) < _DATA:
         raise StateError("state: these bytes are not a saved state, or only the start of one")
     if state[len(_MAGIC)] != VERSION:
         raise StateError(f"state: version {state[len(_MAGIC)]}, this release reads {VERSION}")
     if _sha256(state[_DATA:]) != state[_SEAL:_DATA]:
         raise StateError("state: changed or damaged after it was saved")
-    if _sha256(weights.encode()) != state[_WEIGHTS:_SEAL]:
+    if weights != state[_WEIGHTS:_SEAL]:
         raise StateError("state: saved by a model with other weights")
-    try:
-        return safetensors.torch.load(state[_DATA:])
-    except (SafetensorError, ValueError) as error:
-        raise StateError(f"state: {error}") from error
+
+
+def _tensors(state: bytes) -> bytes:
+    """The part that has names, types and shapes; safetensors writes the same for the same ones."""
+    length = int.from_bytes(state[_DATA : _DATA + 8], "little")
+    return state[_DATA : _DATA + 8 + length]
 
 
 def _sha256(data: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from pathlib import Path
 
 import torch
@@ -31,3 +32,14 @@ def use_threads(count: int | None) -> None:
     wanted = count or usable_processors()
     if torch.get_num_threads() != wanted:
         torch.set_num_threads(wanted)
+
+
+def compute_alone() -> None:
+    """Let operations that this thread calls use one thread; those of other threads keep their number."""
+    wanted = torch.get_num_threads()
+    if wanted > 1:
+        torch.set_num_threads(1)
+        # The number is each thread's own, but threads to come take the one that was set last.
+        last = threading.Thread(target=torch.set_num_threads, args=(wanted,))
+        last.start()
+        last.join()

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from spikeserve import logs
 from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.metrics import Metrics
+from spikeserve.refusals import Refusals
 from spikeserve.requests import request_id
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -44,8 +45,9 @@ current_call: ContextVar[Call] = ContextVar("current_call")
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, refusals: Refusals) -> None:
         self._metrics = metrics
+        self._refusals = refusals
 
     async def intercept_service(
         self,
@@ -91,6 +93,8 @@ class Boundary(grpc.aio.ServerInterceptor):
                 await _abort(context, failure, call.request_id)
             finally:
                 slug = None if failure is None else failure.kind.slug
+                if failure is not None:
+                    self._refusals.add(method, failure, call.request_id)
                 self._record(method, code, slug, time.perf_counter() - began, call)
 
         return guarded

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
-from spikeserve.classify import Classification, ClassifyRequest, Prediction
+from spikeserve.classify import Classification, ClassifyRequest, ExitName, Prediction
+from spikeserve.engine import Priority
 from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.grpc import rules
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.repository import ModelInfo
-from spikeserve.streams import Stream, StreamOptions, WindowAnswer
+from spikeserve.streams import Session, StreamOptions, WindowAnswer
 from spiketrain.events import wire
-from spiketrain.events.types import Events
 from spiketrain.manifest import CountWindow, DurationWindow
 
-ENCODINGS: dict[pb.Encoding.ValueType, wire.Encoding] = {
-    pb.ENCODING_COLUMNS_V1: wire.Encoding.COLUMNS_V1,
-    pb.ENCODING_EVT2: wire.Encoding.EVT2,
-    pb.ENCODING_EVT3: wire.Encoding.EVT3,
-    pb.ENCODING_AEDAT3_WORDS: wire.Encoding.AEDAT3_WORDS,
+EXITS: dict[int, ExitName | None] = {
+    pb.EXIT_UNSPECIFIED: None,
+    pb.EXIT_OFF: "off",
+    pb.EXIT_BALANCED: "balanced",
+    pb.EXIT_FAST: "fast",
 }
-"""The layouts that this server reads."""
+
+PRIORITIES: dict[int, Priority | None] = {
+    pb.PRIORITY_UNSPECIFIED: None,
+    pb.PRIORITY_HIGH: Priority.HIGH,
+    pb.PRIORITY_NORMAL: Priority.NORMAL,
+    pb.PRIORITY_LOW: Priority.LOW,
+}
+
+T = TypeVar("T")
 
 # A client without a deadline gets none; gRPC reports centuries for some of them.
 _FOREVER = 10 * 365 * 24 * 3600.0
@@ -40,6 +49,9 @@ def classify_request(message: pb.ClassifyRequest, remaining: float | None) -> Cl
         top_k=message.top_k if message.HasField("top_k") else None,
         timesteps=message.timesteps if message.HasField("timesteps") else None,
         rates=message.rates if message.HasField("rates") else True,
+        exit=_named(EXITS, "exit", message.exit),
+        risk=message.risk if message.HasField("risk") else None,
+        priority=_named(PRIORITIES, "priority", message.priority),
         deadline=None
         if remaining is None or remaining > _FOREVER
         else time.monotonic() + remaining,
@@ -53,6 +65,7 @@ def classify_response(result: Classification) -> pb.ClassifyResponse:
         predictions=_predictions(result.predictions),
         timesteps_used=result.timesteps_used,
         timesteps_of=result.timesteps_of,
+        exit_risk=result.exit_risk,
         firing_rates=_rates(result.firing_rates),
         synaptic_operations=result.synaptic_operations,
         energy_joules=result.energy_joules,
@@ -82,6 +95,7 @@ def stream_options(message: pb.OpenStream) -> StreamOptions:
         window=window,
         force=message.force,
         decision=decision,
+        top_k=message.top_k if message.HasField("top_k") else None,
     )
 
 
@@ -89,37 +103,23 @@ def encoding(named: pb.Encoding.ValueType, default: wire.Encoding) -> wire.Encod
     """Raises ServiceError UNSUPPORTED_MEDIA for a layout that is not read here."""
     if named == pb.ENCODING_UNSPECIFIED:
         return default
-    if named not in ENCODINGS:
-        known = ", ".join(pb.Encoding.Name(each) for each in ENCODINGS)
+    if named not in rules.ENCODINGS:
+        known = ", ".join(pb.Encoding.Name(each) for each in rules.ENCODINGS)
         raise ServiceError(
             ErrorKind.UNSUPPORTED_MEDIA,
             f"encoding {int(named)} is not one that this server reads; it reads {known}",
         )
-    return ENCODINGS[named]
+    return rules.ENCODINGS[named]
 
 
-def packet_events(
-    packet: pb.EventPacket, default: wire.Encoding, decoder: wire.Decoder, max_events: int
-) -> Events:
-    """Raises ServiceError MALFORMED for a payload that is not what its encoding says, TOO_LARGE for too many events."""
-    layout = encoding(packet.encoding, default)
-    try:
-        return decoder.feed(layout, packet.payload, packet.base_us, max_events)
-    except ValueError as error:
-        large = isinstance(error, wire.TooManyEventsError)
-        raise ServiceError(
-            ErrorKind.TOO_LARGE if large else ErrorKind.MALFORMED,
-            f"events: packet {packet.sequence}: {error}",
-        ) from None
-
-
-def stream_opened(stream: Stream) -> pb.StreamOpened:
+def stream_opened(session: Session, resumed: bool, resume_seconds: float) -> pb.StreamOpened:
+    stream = session.stream
     model, spec = stream.model, stream.spec
     opened = pb.StreamOpened(
         model=model.name,
         version=model.version,
         classes=model.manifest.classes,
-        encodings=list(ENCODINGS),
+        encodings=list(rules.ENCODINGS),
     )
     opened.sensor_width, opened.sensor_height = spec.sensor
     if isinstance(spec.window, DurationWindow):
@@ -129,12 +129,19 @@ def stream_opened(stream: Stream) -> pb.StreamOpened:
         opened.window_events = spec.window.events
     if stream.decision is not None:
         opened.decision.CopyFrom(rules.decision_message(stream.decision))
+    if session.token is not None:
+        opened.resume_token, opened.resume_seconds = session.token, resume_seconds
+        opened.resumed, opened.last_sequence = resumed, session.last_sequence
     return opened
 
 
-def window_answer(
-    answer: WindowAnswer, classes: Sequence[str], drops: pb.Drops, sequence: int
-) -> pb.WindowAnswer:
+def stream_ended(session: Session) -> pb.StreamEnded:
+    return pb.StreamEnded(
+        windows=session.windows, events=session.events, drops=_drops(*session.drops)
+    )
+
+
+def window_answer(answer: WindowAnswer, classes: Sequence[str]) -> pb.WindowAnswer:
     message = pb.WindowAnswer(
         index=answer.index,
         start_us=answer.start_us,
@@ -145,9 +152,16 @@ def window_answer(
         firing_rates=_rates(answer.firing_rates),
         synaptic_operations=answer.synaptic_operations,
         energy_joules=answer.energy_joules,
-        drops=drops,
+        drops=_drops(
+            answer.late,
+            answer.outside,
+            answer.skipped,
+            answer.filtered,
+            answer.lost_packets,
+            answer.repeated_packets,
+        ),
         latency_seconds=answer.latency_seconds,
-        sequence=sequence,
+        sequence=answer.sequence,
     )
     if answer.decision is not None:
         decided = answer.decision
@@ -176,6 +190,28 @@ def model(info: ModelInfo) -> pb.Model:
         message.timesteps = info.manifest.timesteps
         message.classes.extend(info.manifest.classes)
     return message
+
+
+def _drops(
+    late: int, outside: int, skipped: int, filtered: int, lost: int, repeated: int
+) -> pb.Drops:
+    return pb.Drops(
+        late_events=late,
+        outside_events=outside,
+        skipped_windows=skipped,
+        lost_packets=lost,
+        repeated_packets=repeated,
+        filtered_events=filtered,
+    )
+
+
+def _named(known: Mapping[int, T], field: str, value: int) -> T:
+    if value not in known:
+        raise ServiceError(
+            ErrorKind.MALFORMED,
+            f"{field}: {value} is none of 0 to {max(known)}, which this server knows",
+        )
+    return known[value]
 
 
 def _predictions(predictions: Iterable[Prediction]) -> list[pb.Prediction]:

@@ -1,4 +1,4 @@
-"""One event stream: messages in, answers out, one at a time.
+"""One connection of an event stream: messages in, answers out, one at a time.
 
 Nothing is read before the answers to what was read have been written, so a client that does not read its answers
 stops its own stream and holds nothing but its place, until the stream has been idle for too long.
@@ -17,35 +17,24 @@ from spikeserve.grpc import convert
 from spikeserve.grpc.boundary import Context, Unreadable, current_call, unreadable
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.settings import Settings
-from spikeserve.streams import Stream, Streams, WindowAnswer
+from spikeserve.streams import Packet, Session, StreamOptions, Streams, WindowAnswer
 from spiketrain.events import wire
 
 T = TypeVar("T")
 
-_INLINE_BYTES = 1 << 17
 
-
-class PacketCount:
-    """Numbers of packets only rise: what is left out was lost, what does not rise was sent again."""
+class _TakenOverError(ServiceError):
+    """Another connection has the stream now."""
 
     def __init__(self) -> None:
-        self.last = 0
-        self.lost = 0
-        self.repeated = 0
-
-    def is_new(self, number: int) -> bool:
-        if number == 0:
-            return True
-        if number <= self.last:
-            self.repeated += 1
-            return False
-        self.lost += number - self.last - 1
-        self.last = number
-        return True
+        super().__init__(
+            ErrorKind.CANCELLED, "the stream was resumed by another connection, and goes on there"
+        )
 
 
 async def serve_events(streams: Streams, settings: Settings, context: Context) -> None:
-    """The conversation of one StreamEvents call. Raises ServiceError; whatever happens, the stream is closed."""
+    """The conversation of one StreamEvents call. Raises ServiceError; the stream is closed, unless it is resumable and
+    it was only the connection that ended."""
     try:
         async with asyncio.timeout(settings.stream_idle_seconds):
             opening = _opening(await context.read())
@@ -54,15 +43,48 @@ async def serve_events(streams: Streams, settings: Settings, context: Context) -
             ErrorKind.DEADLINE,
             f"nothing came for {settings.stream_idle_seconds:g} s after the call: send `open` first",
         ) from None
-    encoding = convert.encoding(opening.encoding, wire.Encoding.COLUMNS_V1)
-    stream = await streams.open(convert.stream_options(opening))
-    current_call.get().answered_by(stream.model.name, stream.model.version)
-    conversation = _Conversation(stream, encoding, settings, context)
+    if opening.give_up:
+        streams.parking.forget(streams.parking.find(opening.resume_token))
+        return
+    session, resumed = await _session(streams, settings, opening)
+    model = session.stream.model
+    current_call.get().answered_by(model.name, model.version)
+    conversation = _Conversation(session, context)
     try:
-        await conversation.run()
+        await conversation.run(opening, resumed, streams.parking.seconds)
+    except _TakenOverError:
+        raise
+    except ServiceError:
+        streams.parking.forget(session)
+        raise
     finally:
-        # Shielded: the slot is given back even when this call is cancelled once more meanwhile.
-        await asyncio.shield(conversation.close())
+        conversation.close()
+        streams.parking.leave(session)
+
+
+async def _session(
+    streams: Streams, settings: Settings, opening: pb.OpenStream
+) -> tuple[Session, bool]:
+    """The session that the client opens or comes back to, and whether it comes back. Raises ServiceError."""
+    options = convert.stream_options(opening)
+    terms = (options, convert.encoding(opening.encoding, wire.Encoding.COLUMNS_V1))
+    if opening.resume_token:
+        session = streams.parking.find(opening.resume_token)
+        # A bare token is enough; what else is said must be true.
+        bare = (StreamOptions(), wire.Encoding.COLUMNS_V1)
+        if terms not in (session.terms, bare):
+            raise ServiceError(
+                ErrorKind.IMPOSSIBLE,
+                f"resume_token is of a stream of model {session.stream.model.name} that was opened on other terms: "
+                "repeat those, or send the token alone",
+            )
+        await streams.parking.claim(session)
+        return session, True
+    stream = await streams.open(options)
+    session = Session(stream, settings, streams.workers, terms, opening.resumable)
+    if opening.resumable:
+        streams.parking.register(session)
+    return session, False
 
 
 def _opening(message: object) -> pb.OpenStream:
@@ -92,97 +114,71 @@ def _name(message: pb.EventMessage) -> str:
 
 
 class _Conversation:
-    def __init__(
-        self, stream: Stream, encoding: wire.Encoding, settings: Settings, context: Context
-    ) -> None:
-        self._stream = stream
-        self._encoding = encoding
-        self._settings = settings
-        self._context = context
-        self._packets = PacketCount()
-        self._decoder = wire.Decoder()
-        self._totals = pb.StreamEnded()
-        self._closed = asyncio.create_task(stream.wait_closed())
+    """One connection's part of a session."""
 
-    async def run(self) -> None:
-        await self._write(pb.EventAnswer(opened=convert.stream_opened(self._stream)))
-        while True:
+    def __init__(self, session: Session, context: Context) -> None:
+        self._session = session
+        self._context = context
+        self._taken_over = session.taken_over
+        self._closed = asyncio.create_task(session.stream.wait_closed())
+
+    async def run(self, opening: pb.OpenStream, resumed: bool, seconds: float) -> None:
+        session = self._session
+        first, again = session.answers_from(opening.next_window) if resumed else (0, [])
+        opened = convert.stream_opened(session, resumed, seconds)
+        opened.next_window = first
+        await self._write(pb.EventAnswer(opened=opened))
+        await self._answer(again)
+        while not session.finished:
             message = await self._unless_closed(self._context.read())
             if message is grpc.aio.EOF:
+                if session.resumable:
+                    # The client has gone without a word, and may come back.
+                    return
                 break
             checked = _checked(message)
+            session.acknowledge(checked.next_window)
             if checked.WhichOneof("kind") == "end":
                 break
-            await self._answer(await self._take(checked))
-        await self._answer(await self._stream.finish())
-        self._totals.drops.CopyFrom(self._drops(*self._stream.drops))
-        await self._write(pb.EventAnswer(ended=self._totals))
+            await self._answer(await self._unless_closed(self._take(checked)))
+        await self._answer(await self._unless_closed(session.finish()))
+        await self._write(pb.EventAnswer(ended=convert.stream_ended(session)))
 
-    async def close(self) -> None:
-        await self._stream.close()
+    def close(self) -> None:
         self._closed.cancel()
 
     async def _take(self, message: pb.EventMessage) -> list[WindowAnswer]:
         kind = message.WhichOneof("kind")
         if kind == "events":
-            return await self._feed(message.events)
+            packet = message.events
+            layout = convert.encoding(packet.encoding, self._session.terms[1])
+            return await self._session.feed(
+                Packet(packet.sequence, layout, packet.payload, packet.base_us)
+            )
         if kind == "advance":
-            return await self._stream.advance(message.advance.time_us)
+            return await self._session.advance(message.advance.time_us)
         raise ServiceError(
             ErrorKind.MALFORMED,
             f"a message is {_name(message)}: after `open` come `events`, `advance` and `end`",
         )
 
-    async def _feed(self, packet: pb.EventPacket) -> list[WindowAnswer]:
-        limit = self._settings.max_message_bytes
-        if len(packet.payload) > limit:
-            raise ServiceError(
-                ErrorKind.TOO_LARGE,
-                f"packet {packet.sequence} has {len(packet.payload)} bytes, the limit is {limit} "
-                "(SPIKESERVE_MAX_MESSAGE_BYTES): send its events in several",
-            )
-        lost = self._packets.lost
-        if not self._packets.is_new(packet.sequence):
-            return []
-        if self._packets.lost > lost:
-            self._decoder.lost()
-        most = self._settings.max_message_events
-        given = (packet, self._encoding, self._decoder, most)
-        if len(packet.payload) <= _INLINE_BYTES:
-            events = convert.packet_events(*given)
-        else:
-            # A camera's words take a while, and the event loop has other streams too.
-            events = await asyncio.to_thread(convert.packet_events, *given)
-        return await self._stream.feed(events)
-
     async def _answer(self, answers: list[WindowAnswer]) -> None:
+        classes = self._session.stream.model.manifest.classes
         for answer in answers:
-            self._totals.windows += 1
-            self._totals.events += answer.events
-            drops = self._drops(answer.late, answer.outside, answer.skipped, answer.filtered)
-            classes = self._stream.model.manifest.classes
-            window = convert.window_answer(answer, classes, drops, self._packets.last)
+            window = convert.window_answer(answer, classes)
             await self._write(pb.EventAnswer(window=window))
-
-    def _drops(self, late: int, outside: int, skipped: int, filtered: int) -> pb.Drops:
-        return pb.Drops(
-            late_events=late,
-            outside_events=outside,
-            skipped_windows=skipped,
-            lost_packets=self._packets.lost,
-            repeated_packets=self._packets.repeated,
-            filtered_events=filtered,
-        )
 
     async def _write(self, answer: pb.EventAnswer) -> None:
         await self._unless_closed(self._context.write(answer))
 
     async def _unless_closed(self, action: Awaitable[T]) -> T:
-        """The result of `action`, or the reason for which the server closed the stream meanwhile."""
+        """The result of `action`, or the reason for which the server closed the stream meanwhile, or gave it away."""
         task: asyncio.Future[T] = asyncio.ensure_future(action)
-        waiting: set[asyncio.Future[Any]] = {task, self._closed}
+        waiting: set[asyncio.Future[Any]] = {task, self._closed, self._taken_over}
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done() and self._taken_over.done():
+                raise _TakenOverError
             if not task.done() and (reason := self._closed.result()) is not None:
                 raise reason.again()
             return await task

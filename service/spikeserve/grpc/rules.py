@@ -1,4 +1,4 @@
-"""Filters and decision rules of spikeserve.v1 from and to what a checkpoint states them as.
+"""Filters, decision rules and encodings of spikeserve.v1 from and to what a checkpoint states them as.
 
 Both sides have the same fields by the same names, so they are taken over by name; what is not set has the default.
 """
@@ -12,8 +12,17 @@ from google.protobuf.message import Message
 from pydantic import TypeAdapter, ValidationError
 
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
+from spiketrain.events import wire
 from spiketrain.manifest import CountWindow, DurationWindow
 from spiketrain.stream_rules import MAX_FILTERS, DecisionRule, FilterRule, LeakyEvidence
+
+ENCODINGS: dict[pb.Encoding.ValueType, wire.Encoding] = {
+    pb.ENCODING_COLUMNS_V1: wire.Encoding.COLUMNS_V1,
+    pb.ENCODING_EVT2: wire.Encoding.EVT2,
+    pb.ENCODING_EVT3: wire.Encoding.EVT3,
+    pb.ENCODING_AEDAT3_WORDS: wire.Encoding.AEDAT3_WORDS,
+}
+"""The layouts of packets that are read and sent."""
 
 _FILTERS: TypeAdapter[tuple[FilterRule, ...]] = TypeAdapter(tuple[FilterRule, ...])
 

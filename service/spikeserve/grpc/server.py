@@ -14,6 +14,7 @@ from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.grpc.v1.spikeserve_pb2_grpc import add_SpikeServeServicer_to_server
 from spikeserve.health import Health
 from spikeserve.metrics import Metrics
+from spikeserve.refusals import Refusals
 from spikeserve.repository import Repository
 from spikeserve.settings import Settings
 from spikeserve.streams import Streams
@@ -30,10 +31,12 @@ def create_server(
     repository: Repository,
     classifier: Classifier,
     streams: Streams,
+    refusals: Refusals,
     health: Health,
 ) -> grpc.aio.Server:
     """A server without a port, to be started on a running event loop."""
-    server = grpc.aio.server(interceptors=[Boundary(metrics)], options=_options(settings))
+    boundary = Boundary(metrics, refusals)
+    server = grpc.aio.server(interceptors=[boundary], options=_options(settings))
     add_SpikeServeServicer_to_server(
         SpikeServe(settings, metrics, repository, classifier, streams), server
     )

@@ -11,13 +11,23 @@ from spikeserve.classify import Classifier
 from spikeserve.errors import ServiceError
 from spikeserve.health import Health
 from spikeserve.metrics import Metrics
+from spikeserve.refusals import Refusals
 from spikeserve.repository import Repository
 from spikeserve.rest.classify import classify_router
+from spikeserve.rest.columns import columns_router
+from spikeserve.rest.events import events_router
 from spikeserve.rest.middleware import RequestMiddleware
 from spikeserve.rest.models import models_router
+from spikeserve.rest.page import page_router
 from spikeserve.rest.problems import DESCRIPTION, handle
+from spikeserve.rest.status import status_router
 from spikeserve.rest.system import add_docs, system_router
+from spikeserve.rest.trace import trace_router
+from spikeserve.rest.websocket import websocket_router
 from spikeserve.settings import Settings
+from spikeserve.streams import Streams
+from spikeserve.streams.recordings import Recordings
+from spikeserve.traces import Tracer
 
 
 def create_app(
@@ -25,21 +35,30 @@ def create_app(
     metrics: Metrics,
     repository: Repository,
     classifier: Classifier,
+    streams: Streams,
+    tracer: Tracer,
+    refusals: Refusals,
     health: Health,
 ) -> FastAPI:
     app = FastAPI(
         title="spikeserve",
         version=__version__,
-        description="Classifies pictures with spiking neural networks. Event streams are served over gRPC.",
+        description="Classifies pictures with spiking neural networks. Event streams are served over gRPC, and to browsers over a WebSocket at /events.",
         docs_url=None,
         redoc_url=None,
         responses=DESCRIPTION,
     )
-    app.add_middleware(RequestMiddleware, metrics=metrics)
+    app.add_middleware(RequestMiddleware, metrics=metrics, refusals=refusals)
     for kind in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handle)
     app.include_router(classify_router(classifier, metrics, settings))
+    app.include_router(events_router(Recordings(streams, settings), metrics, settings))
+    app.include_router(trace_router(tracer, settings))
+    app.include_router(columns_router(streams, settings))
+    app.include_router(websocket_router(streams, metrics, settings, refusals))
     app.include_router(models_router(repository))
     app.include_router(system_router(health, metrics))
+    app.include_router(status_router(settings, metrics, repository, streams, health, refusals))
+    app.include_router(page_router())
     add_docs(app)
     return app

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from spikeserve.classify import Classifier, ClassifyRequest
+from spikeserve.engine import Priority
 from spikeserve.metrics import Metrics
 from spikeserve.rest.body import while_connected
 from spikeserve.rest.replies import ClassifyReply, classify_reply
@@ -68,6 +69,9 @@ def classify_router(classifier: Classifier, metrics: Metrics, settings: Settings
             timesteps=options.timesteps,
             rates=options.rates,
             deadline=deadline,
+            exit=options.exit,
+            risk=options.risk,
+            priority=None if options.priority is None else Priority[options.priority.upper()],
         )
         result = await while_connected(request, classifier.classify(asked))
         request.state.model, request.state.version = result.model, result.version

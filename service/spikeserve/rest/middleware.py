@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from spikeserve import logs
 from spikeserve.errors import ErrorKind
 from spikeserve.metrics import Metrics
+from spikeserve.refusals import Refusals
 from spikeserve.requests import request_id
 from spikeserve.rest.problems import problem, translate
 
@@ -20,9 +21,10 @@ _PROBES = ("/health/live", "/health/ready", "/metrics")
 
 
 class RequestMiddleware:
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, refusals: Refusals) -> None:
         self._app = app
         self._metrics = metrics
+        self._refusals = refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,6 +47,7 @@ class RequestMiddleware:
         except Exception as error:
             failure = translate(error, f"{scope['method']} {scope['path']}")
             state["error"] = failure.kind.slug
+            state["failure"] = failure
             if status:  # too late for a reply: the server closes the connection
                 raise
             await problem(failure, state["request_id"])(scope, receive, answer)
@@ -58,6 +61,8 @@ class RequestMiddleware:
         route = getattr(scope.get("route"), "path", UNMATCHED)
         model, version = state.get("model"), state.get("version")
         self._metrics.request(route, str(status), model, version)
+        if (failure := state.get("failure")) is not None:
+            self._refusals.add(route, failure, state["request_id"])
         if route in _PROBES and status in (200, 503):
             return
         logs.request_line(

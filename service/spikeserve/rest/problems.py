@@ -110,5 +110,6 @@ async def handle(request: Request, error: Exception) -> Response:
     """What the framework calls for an exception of a route, or of its own."""
     translated = translate(error, f"{request.method} {request.url.path}")
     request.state.error = translated.kind.slug
+    request.state.failure = translated
     headers = error.headers if isinstance(error, HTTPException) else None
     return problem(translated, request.state.request_id, headers)

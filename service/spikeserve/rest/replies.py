@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
 from spikeserve.classify import Classification
 from spikeserve.repository import ModelInfo
@@ -17,8 +17,19 @@ class PredictionReply(BaseModel):
 
 
 class TimestepsReply(BaseModel):
-    used: int
-    of: int
+    used: int = Field(description="how many were run")
+    of: int = Field(description="how many there are at most")
+    risk: float | None = Field(
+        None,
+        description="with early exit: at most this share of such answers differs from that after all timesteps",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_no_risk(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if self.risk is None:
+            content.pop("risk", None)
+        return content
 
 
 class TimingReply(BaseModel):
@@ -48,7 +59,9 @@ def classify_reply(result: Classification) -> ClassifyReply:
             PredictionReply(label=one.label, index=one.index, probability=one.probability)
             for one in result.predictions
         ],
-        timesteps=TimestepsReply(used=result.timesteps_used, of=result.timesteps_of),
+        timesteps=TimestepsReply(
+            used=result.timesteps_used, of=result.timesteps_of, risk=result.exit_risk or None
+        ),
         firing_rates=result.firing_rates,
         synaptic_operations=result.synaptic_operations,
         energy_joules=result.energy_joules,

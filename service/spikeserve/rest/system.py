@@ -10,7 +10,6 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from spikeserve import __version__
 from spikeserve.health import Health
 from spikeserve.metrics import Metrics
 from spikeserve.rest.replies import HealthReply
@@ -20,11 +19,6 @@ _ASSETS = "/docs/assets"
 
 def system_router(health: Health, metrics: Metrics) -> APIRouter:
     router = APIRouter(tags=["system"])
-
-    @router.get("/", include_in_schema=False)
-    async def root() -> dict[str, object]:
-        routes = ["/classify", "/models", "/health/live", "/health/ready", "/metrics", "/docs"]
-        return {"name": "spikeserve", "version": __version__, "routes": routes}
 
     @router.get("/health/live")
     async def live() -> HealthReply:

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from spikeserve import __version__
 from spikeserve.app import Server
 from spikeserve.cli import app
-from spikeserve.cli_stream import read_source
+from spikeserve.cli_stream_sources import open_source
 from spikeserve.client import Advance
-from spiketrain.events import write_npz
+from spiketrain.events import read_recording, write_npz
 from spiketrain.events.types import Events
 
 runner = CliRunner()
@@ -103,10 +103,13 @@ def test_the_emulated_camera_is_streamed(rpc: list[str]) -> None:
     result = runner.invoke(app, ["stream", "demo:3", "--speed", "max", *rpc])
     assert result.exit_code == 0
     title, *lines = result.stdout.splitlines()
-    assert title.split("\t") == ["time s", "class", "confidence", "events", "dropped", "latency ms"]
+    assert title.split("\t") == [
+        "time s", "class", "confidence", "events", "events/s", "lag ms", "dropped", "latency ms",
+    ]  # fmt: skip
     assert len(lines) > 40
     assert all(
-        re.fullmatch(r"\d+\.\d{3}\t[a-j]\t\d+\.\d%\t\d+\t\d+\t\d+\.\d", line) for line in lines
+        re.fullmatch(r"\d+\.\d{3}\t[a-j]\t\d+\.\d%\t\d+\t[\d.]+[kM]?\t\d+\.\d\t\d+\t\d+\.\d", line)
+        for line in lines
     )
 
 
@@ -151,7 +154,7 @@ def test_what_cannot_be_streamed_is_a_clear_error(
 
 
 def test_the_demo_shows_the_digits_that_were_asked_for_and_lets_time_pass() -> None:
-    packets = list(read_source("demo:31"))
+    packets = list(open_source("demo:31").packets)
     times = [packet.time_us for packet in packets if isinstance(packet, Advance)]
     assert times == sorted(times)
     assert times[-1] > 2 * 310_000
@@ -159,9 +162,56 @@ def test_the_demo_shows_the_digits_that_were_asked_for_and_lets_time_pass() -> N
 
 
 def test_a_terminal_gets_a_live_table(rpc: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spikeserve.cli_stream.Console.is_terminal", True)
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
     result = runner.invoke(app, ["stream", "demo:3", "--speed", "max", "--windows", "5", *rpc])
     assert result.exit_code == 0
     last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", result.stdout).splitlines()[-6:]
     assert "confidence" in last[0]
     assert [line.split()[0] for line in last[1:]] == ["0.010", "0.020", "0.030", "0.040", "0.050"]
+
+
+def test_a_recording_from_standard_input_with_every_flag(rpc: list[str], tmp_path: Path) -> None:
+    events = Events(
+        np.arange(100) * 1000,
+        np.full(100, 60, np.uint16),
+        np.full(100, 10, np.uint16),
+        np.zeros(100, np.uint8),
+    )
+    rows = zip(events.t.tolist(), events.x.tolist(), events.y.tolist(), strict=True)
+    text = "t,x,y,p\n" + "".join(f"{t},{x},{y},0\n" for t, x, y in rows)
+    record = tmp_path / "seen.npz"
+    flags = ["--sensor", "70x68", "--filter", "region:width=68,height=68,crop", "--filter"]
+    flags += ["down-sample:2", "--window", "20ms", "--force", "--decision", "vote:windows=2"]
+    flags += ["--lateness-us", "100", "--reconnect", "0", "--model-version", "1"]
+    result = runner.invoke(
+        app, ["stream", "-", "--speed", "1", "--record", str(record), *flags, *rpc], input=text
+    )
+    assert result.exit_code == 0, result.stderr
+    title, *lines = result.stdout.splitlines()
+    assert "decision" in title.split("\t")
+    assert [line.split("\t")[0] for line in lines] == ["0.020", "0.040", "0.060", "0.080", "0.100"]
+    assert "5 windows, 100 events; 100 events in" in result.stderr
+    assert read_recording(record).equals(events)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["demo:1", "--filter", "blur"], 2, "background-activity"),
+        (["demo:1", "--window", "soon"], 2, "10ms"),
+        (["demo:1", "--window", "20ms"], 1, "force"),
+        (["demo:1", "--decision", "oracle"], 2, "leaky"),
+        (["demo:1", "--sensor", "small"], 2, "640x480"),
+        (["demo:1", "--sensor", "640x480"], 1, "640 x 480"),
+        (["demo:1", "--record", "/no/such/folder/x.npz"], 1, "No such file"),
+        (["demo:1", "--record", "x.mp4"], 1, ".npz"),
+        (["udp://127.0.0.1:99999"], 1, "udp://HOST:PORT"),
+        (["udp://127.0.0.1:0?layout=morse"], 1, "event-stream"),
+        (["udp://127.0.0.1:0?colour=red"], 1, "udp://HOST:PORT"),
+    ],
+)
+def test_flags_that_cannot_be(rpc: list[str], arguments: list[str], status: int, said: str) -> None:
+    result = runner.invoke(app, ["stream", *rpc, *arguments, "--speed", "max"])
+    assert result.exit_code == status
+    assert said in result.stderr
+    assert not Path("x.mp4").exists()

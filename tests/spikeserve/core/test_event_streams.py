@@ -7,7 +7,8 @@ import torch
 
 from spikeserve.engine.readout import RunningReadout, probabilities
 from spikeserve.errors import ErrorKind, ServiceError
-from spikeserve.streams import _INLINE_EVENTS, MAX_LATENESS_US, StreamOptions
+from spikeserve.streams import MAX_LATENESS_US, StreamOptions
+from spikeserve.streams.stream import _INLINE_EVENTS
 from spiketrain.checkpoint import load_checkpoint
 from spiketrain.energy import encoder_macs, energy_joules
 from spiketrain.events.types import Events
@@ -325,7 +326,9 @@ async def test_a_message_given_up_in_the_midst_ends_the_stream(write, streams_of
 
 
 async def test_messages_are_taken_in_their_order(write, streams_of, monkeypatch):
-    monkeypatch.setattr("spikeserve.streams._INLINE_EVENTS", 0)  # cut in threads, all at once
+    monkeypatch.setattr(
+        "spikeserve.streams.stream._INLINE_EVENTS", 0
+    )  # cut in threads, all at once
     write("moves", MOVES)
     streams = streams_of()
     messages = parts(some_events(), 10)

@@ -4,7 +4,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from spikeserve.classify import ClassifyRequest
 from spikeserve.metrics import RATE_SAMPLES, STAGES, Metrics
 
-LABELS = {"model", "version", "layer", "route", "code", "stage", "outcome", "le"}
+LABELS = {"model", "version", "exit", "layer", "route", "code", "stage", "outcome", "le"}
 
 
 async def test_what_a_request_leaves_behind(write, classifier_of, picture, scraped):
@@ -84,7 +84,7 @@ def test_the_firing_rate_gauge_forgets_slowly(scraped):
 
 def test_open_streams_are_asked_for_at_every_scrape(scraped):
     metrics, streams = Metrics(), []
-    metrics.watch_streams(lambda: len(streams))
+    metrics.watch_streams(lambda: len(streams), lambda: 0)
     assert scraped(metrics, "spikeserve_open_streams") == 0
     streams.append(1)
     assert scraped(metrics, "spikeserve_open_streams") == 1

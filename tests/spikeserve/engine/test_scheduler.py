@@ -61,8 +61,7 @@ class Adder:
         )
 
     def save(self, slot):
-        state, self.sums[slot] = struct.pack("<d", self.sums[slot]), float("nan")
-        return state
+        return struct.pack("<d", self.sums[slot])
 
     def load(self, slot, state):
         self.constants[slot] = None
@@ -486,6 +485,18 @@ def test_an_idle_scheduler_does_nothing(make):
     # It sleeps without a timeout: only work wakes it.
     assert set(waits) == {None}
     assert thread.is_alive()
+
+
+def test_a_long_step_of_one_model_does_not_hold_another_one_up(make):
+    slow, quick = make(), make()
+    executor = hold(slow)
+    held = slow.submit(value(1), 1)
+    assert executor.stepping.wait(LONG)
+    for x in range(20):
+        assert len(quick.submit(value(x), 3).result(LONG).logits) == 3
+    assert not held.done()
+    executor.go.set()
+    held.result(LONG)
 
 
 def test_the_observer_is_told_of_every_step(make):

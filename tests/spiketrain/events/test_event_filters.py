@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from spiketrain.checkpoint import model_digest
-from spiketrain.events import Events, Windows, filters, recording_frames
+from spiketrain.events import Events, Windows, filters, native, recording_frames
 from spiketrain.events.filters import FilterChain
 from spiketrain.manifest import (
     CountWindow,
@@ -51,6 +51,17 @@ RULES: list[FilterRule] = [
     Orient(operation="rotate-90"),
     InvertPolarity(),
 ]
+
+
+@pytest.fixture(scope="module", params=["compiled", "plain"], autouse=True)
+def loops(request):
+    """The filters with compiled loops, and with NumPy alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "plain":
+            patch.setenv("SPIKETRAIN_KERNELS", "plain")
+        elif native.loops() is None:
+            pytest.skip("numba is not installed")
+        yield
 
 
 def noise(count: int, span_us: int, seed: int = 0, sensor: tuple[int, int] = SENSOR) -> Events:

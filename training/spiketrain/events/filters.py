@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from spiketrain.events.native import loops
 from spiketrain.events.types import Events, Int64s
 from spiketrain.stream_rules import (
     BackgroundActivity,
@@ -164,6 +165,11 @@ class BackgroundActivityFilter:
         if not n:
             return events
         times = self._clock.times(events)
+        if (compiled := loops()) is not None:
+            kept = np.empty(n, bool)
+            last = self._last.reshape(self._height, self._width)
+            compiled.supported(times, events.x, events.y, last, self._support_us, kept)
+            return events[np.flatnonzero(kept)]
         pixels = _pixels(events, self._width)
         order = np.argsort(pixels, kind="stable")
         pixel, t, x = pixels[order], times[order], events.x[order]
@@ -196,7 +202,7 @@ class BackgroundActivityFilter:
 
 class RefractoryFilter:
     def __init__(self, rule: Refractory, size: Size) -> None:
-        self._width = size[0]
+        self._width, self._height = size
         self._period_us = rule.period_us
         self._last: Int64s = np.full(size[0] * size[1], _LONG_AGO, np.int64)
         self._clock = _Clock()
@@ -210,6 +216,11 @@ class RefractoryFilter:
             return events
         period = self._period_us
         times = self._clock.times(events)
+        if (compiled := loops()) is not None:
+            passed = np.empty(n, bool)
+            last = self._last.reshape(self._height, self._width)
+            compiled.rested(times, events.x, events.y, last, period, passed)
+            return events[np.flatnonzero(passed)]
         pixels = _pixels(events, self._width)
         order = np.argsort(pixels, kind="stable")
         pixel, t = pixels[order], times[order]

@@ -128,17 +128,25 @@ class Windows:
 
     def advance(self, t_us: int) -> list[Window]:
         """Stream time has reached `t_us`: closes what ends by then. Nothing happens before the stream has begun."""
+        return list(self.pass_to(t_us))
+
+    def pass_to(self, t_us: int) -> Iterator[Window]:
+        """As `advance`, one window at a time. It must be run to its end."""
         _checked_time(t_us)
         self._now = max(self._now, t_us) if self._begun else self._now
-        return self.feed(Events.empty())
+        yield from self.stream(Events.empty())
 
     def finish(self) -> list[Window]:
         """The end of the stream: nothing waits any longer, and the window in progress closes if it has begun."""
+        return list(self.drain())
+
+    def drain(self) -> Iterator[Window]:
+        """As `finish`, one window at a time: each of the events that wait may be in one of its own."""
         held, self._held = self._held, Events.empty()
-        closed = [*self._take(held), *self._close_until(self._now)]
+        yield from self._take(held)
+        yield from self._close_until(self._now)
         if self._events or (self._now > self._start and self._silence < self._max_empty):
-            closed.append(self._close(self._now if self._limit else self._start + self._span))
-        return closed
+            yield self._close(self._now if self._limit else self._start + self._span)
 
     def _release(self, events: Events) -> Events:
         """Those of the new and the waiting events that need not wait for late ones, in order of time."""
@@ -210,7 +218,7 @@ def recording_frames(
     if not isinstance(spec.window, NumberWindow):
         windows = Windows(spec, start_us=start_us, max_empty=max_empty)
         frames = [window.frame for window in windows.stream(events)]
-        frames += [window.frame for window in windows.finish()]
+        frames += [window.frame for window in windows.drain()]
         return np.stack(frames) if frames else np.empty((0, *spec.shape), np.float32)
     grid = FrameGrid(spec)
     if (inside := on_sensor(events, spec.sensor)) is not None:

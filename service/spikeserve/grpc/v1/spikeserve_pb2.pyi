@@ -24,6 +24,58 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Exit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Exit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXIT_UNSPECIFIED: _Exit.ValueType  # 0
+    """As the server's setting says."""
+    EXIT_OFF: _Exit.ValueType  # 1
+    """After all timesteps."""
+    EXIT_BALANCED: _Exit.ValueType  # 2
+    """As soon as the model is sure enough that at most 0.5 % of the answers differ from those after all timesteps."""
+    EXIT_FAST: _Exit.ValueType  # 3
+    """The same with 2 %."""
+
+class Exit(_Exit, metaclass=_ExitEnumTypeWrapper):
+    """When a picture may be answered before its last timestep."""
+
+EXIT_UNSPECIFIED: Exit.ValueType  # 0
+"""As the server's setting says."""
+EXIT_OFF: Exit.ValueType  # 1
+"""After all timesteps."""
+EXIT_BALANCED: Exit.ValueType  # 2
+"""As soon as the model is sure enough that at most 0.5 % of the answers differ from those after all timesteps."""
+EXIT_FAST: Exit.ValueType  # 3
+"""The same with 2 %."""
+Global___Exit: _TypeAlias = Exit  # noqa: Y015
+
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """Normal, or the highest that the server allows."""
+    PRIORITY_HIGH: _Priority.ValueType  # 1
+    PRIORITY_NORMAL: _Priority.ValueType  # 2
+    PRIORITY_LOW: _Priority.ValueType  # 3
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Who goes first among the pictures that wait for the same model. One that has waited long goes before later ones of
+    higher priority, so that none waits for ever.
+    """
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""Normal, or the highest that the server allows."""
+PRIORITY_HIGH: Priority.ValueType  # 1
+PRIORITY_NORMAL: Priority.ValueType  # 2
+PRIORITY_LOW: Priority.ValueType  # 3
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
 class _Encoding:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -78,6 +130,9 @@ class ClassifyRequest(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     TIMESTEPS_FIELD_NUMBER: _builtins.int
     RATES_FIELD_NUMBER: _builtins.int
+    EXIT_FIELD_NUMBER: _builtins.int
+    RISK_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
     """The picture file as it is on disk. The content says which format it is."""
     model: _builtins.str
@@ -90,6 +145,16 @@ class ClassifyRequest(_message.Message):
     """How many timesteps to run; as many as the model was trained with where it is not set."""
     rates: _builtins.bool
     """Whether to answer the firing rates; true where it is not set."""
+    exit: Global___Exit.ValueType
+    """How readily the picture may leave before its last timestep, for models that have exits; the server's setting where
+    neither this nor `risk` is set.
+    """
+    risk: _builtins.float
+    """The same by a bound, 0 to below 1: the share of answers that may differ from those after all timesteps. The largest
+    bound that was verified and is not above it is kept; 0 runs all timesteps. Not together with `exit`.
+    """
+    priority: Global___Priority.ValueType
+    """Who goes first among those that wait."""
     def __init__(
         self,
         *,
@@ -99,19 +164,26 @@ class ClassifyRequest(_message.Message):
         top_k: _builtins.int | None = ...,
         timesteps: _builtins.int | None = ...,
         rates: _builtins.bool | None = ...,
+        exit: Global___Exit.ValueType = ...,
+        risk: _builtins.float | None = ...,
+        priority: Global___Priority.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_rates", b"_rates", "_timesteps", b"_timesteps", "_top_k", b"_top_k", "rates", b"rates", "timesteps", b"timesteps", "top_k", b"top_k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rates", b"_rates", "_risk", b"_risk", "_timesteps", b"_timesteps", "_top_k", b"_top_k", "rates", b"rates", "risk", b"risk", "timesteps", b"timesteps", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rates", b"_rates", "_timesteps", b"_timesteps", "_top_k", b"_top_k", "image", b"image", "model", b"model", "rates", b"rates", "timesteps", b"timesteps", "top_k", b"top_k", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rates", b"_rates", "_risk", b"_risk", "_timesteps", b"_timesteps", "_top_k", b"_top_k", "exit", b"exit", "image", b"image", "model", b"model", "priority", b"priority", "rates", b"rates", "risk", b"risk", "timesteps", b"timesteps", "top_k", b"top_k", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rates: _TypeAlias = _typing.Literal["rates"]  # noqa: Y015
     _WhichOneofArgType__rates: _TypeAlias = _typing.Literal["_rates", b"_rates"]  # noqa: Y015
+    _WhichOneofReturnType__risk: _TypeAlias = _typing.Literal["risk"]  # noqa: Y015
+    _WhichOneofArgType__risk: _TypeAlias = _typing.Literal["_risk", b"_risk"]  # noqa: Y015
     _WhichOneofReturnType__timesteps: _TypeAlias = _typing.Literal["timesteps"]  # noqa: Y015
     _WhichOneofArgType__timesteps: _TypeAlias = _typing.Literal["_timesteps", b"_timesteps"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rates) -> _WhichOneofReturnType__rates | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__risk) -> _WhichOneofReturnType__risk | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__timesteps) -> _WhichOneofReturnType__timesteps | None: ...
     @_typing.overload
@@ -134,6 +206,7 @@ class ClassifyResponse(_message.Message):
     SYNAPTIC_OPERATIONS_FIELD_NUMBER: _builtins.int
     ENERGY_JOULES_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    EXIT_RISK_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model and version that answered."""
     version: _builtins.str
@@ -143,6 +216,8 @@ class ClassifyResponse(_message.Message):
     synaptic_operations: _builtins.int
     """Weights added because of a spike, and an estimate of what those additions would cost on a chip that does only them."""
     energy_joules: _builtins.float
+    exit_risk: _builtins.float
+    """At most this share of such answers differs from that after all timesteps; 0 where early exit was off."""
     @_builtins.property
     def predictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prediction]:
         """The likeliest classes, likeliest first."""
@@ -167,10 +242,11 @@ class ClassifyResponse(_message.Message):
         synaptic_operations: _builtins.int = ...,
         energy_joules: _builtins.float = ...,
         timing: Global___Timing | None = ...,
+        exit_risk: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["energy_joules", b"energy_joules", "firing_rates", b"firing_rates", "model", b"model", "predictions", b"predictions", "synaptic_operations", b"synaptic_operations", "timesteps_of", b"timesteps_of", "timesteps_used", b"timesteps_used", "timing", b"timing", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["energy_joules", b"energy_joules", "exit_risk", b"exit_risk", "firing_rates", b"firing_rates", "model", b"model", "predictions", b"predictions", "synaptic_operations", b"synaptic_operations", "timesteps_of", b"timesteps_of", "timesteps_used", b"timesteps_used", "timing", b"timing", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -272,6 +348,11 @@ class EventMessage(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     ADVANCE_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    NEXT_WINDOW_FIELD_NUMBER: _builtins.int
+    next_window: _builtins.int
+    """In a resumable stream: the answers to all windows before this one have arrived, and need not be kept to be sent
+    again. 0 says nothing.
+    """
     @_builtins.property
     def open(self) -> Global___OpenStream:
         """Once, as the first message."""
@@ -295,10 +376,11 @@ class EventMessage(_message.Message):
         events: Global___EventPacket | None = ...,
         advance: Global___Advance | None = ...,
         end: Global___EndOfStream | None = ...,
+        next_window: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["advance", b"advance", "end", b"end", "events", b"events", "kind", b"kind", "open", b"open"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advance", b"advance", "end", b"end", "events", b"events", "kind", b"kind", "open", b"open"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advance", b"advance", "end", b"end", "events", b"events", "kind", b"kind", "next_window", b"next_window", "open", b"open"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["open", "events", "advance", "end"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
@@ -325,6 +407,11 @@ class OpenStream(_message.Message):
     WINDOW_US_FIELD_NUMBER: _builtins.int
     WINDOW_EVENTS_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    RESUMABLE_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    NEXT_WINDOW_FIELD_NUMBER: _builtins.int
+    GIVE_UP_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model, which must be one for events; empty for the server's default among those."""
     version: _builtins.str
@@ -351,6 +438,18 @@ class OpenStream(_message.Message):
     """
     window_events: _builtins.int
     force: _builtins.bool
+    top_k: _builtins.int
+    """How many classes to answer, the likeliest first; 5, or all that there are, where it is not set."""
+    resumable: _builtins.bool
+    """Asks the server to keep the stream's state for a while when the connection breaks, and for a token to come back
+    with. Only `end` ends such a stream.
+    """
+    resume_token: _builtins.str
+    """Goes on with the stream that has this token. The other fields must be those it was opened with, or none be set."""
+    next_window: _builtins.int
+    """When resuming: the first window whose answer has not arrived."""
+    give_up: _builtins.bool
+    """With `resume_token`: the client will not come back, and what the stream held is freed. Nothing is answered."""
     @_builtins.property
     def filters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Filter]:
         """What is done to the events first, in this order; the model's own filters follow. At most 8 in all."""
@@ -375,19 +474,28 @@ class OpenStream(_message.Message):
         window_us: _builtins.int = ...,
         window_events: _builtins.int = ...,
         force: _builtins.bool = ...,
+        top_k: _builtins.int | None = ...,
+        resumable: _builtins.bool = ...,
+        resume_token: _builtins.str = ...,
+        next_window: _builtins.int = ...,
+        give_up: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_rates", b"_rates", "_start_us", b"_start_us", "decision", b"decision", "rates", b"rates", "start_us", b"start_us"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rates", b"_rates", "_start_us", b"_start_us", "_top_k", b"_top_k", "decision", b"decision", "rates", b"rates", "start_us", b"start_us", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rates", b"_rates", "_start_us", b"_start_us", "decision", b"decision", "encoding", b"encoding", "filters", b"filters", "force", b"force", "lateness_us", b"lateness_us", "model", b"model", "rates", b"rates", "sensor_height", b"sensor_height", "sensor_width", b"sensor_width", "start_us", b"start_us", "version", b"version", "window_events", b"window_events", "window_us", b"window_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rates", b"_rates", "_start_us", b"_start_us", "_top_k", b"_top_k", "decision", b"decision", "encoding", b"encoding", "filters", b"filters", "force", b"force", "give_up", b"give_up", "lateness_us", b"lateness_us", "model", b"model", "next_window", b"next_window", "rates", b"rates", "resumable", b"resumable", "resume_token", b"resume_token", "sensor_height", b"sensor_height", "sensor_width", b"sensor_width", "start_us", b"start_us", "top_k", b"top_k", "version", b"version", "window_events", b"window_events", "window_us", b"window_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rates: _TypeAlias = _typing.Literal["rates"]  # noqa: Y015
     _WhichOneofArgType__rates: _TypeAlias = _typing.Literal["_rates", b"_rates"]  # noqa: Y015
     _WhichOneofReturnType__start_us: _TypeAlias = _typing.Literal["start_us"]  # noqa: Y015
     _WhichOneofArgType__start_us: _TypeAlias = _typing.Literal["_start_us", b"_start_us"]  # noqa: Y015
+    _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
+    _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rates) -> _WhichOneofReturnType__rates | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__start_us) -> _WhichOneofReturnType__start_us | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
 
 Global___OpenStream: _TypeAlias = OpenStream  # noqa: Y015
 
@@ -909,6 +1017,11 @@ class StreamOpened(_message.Message):
     WINDOW_EVENTS_FIELD_NUMBER: _builtins.int
     ENCODINGS_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    RESUME_SECONDS_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    NEXT_WINDOW_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model and version that will answer."""
     version: _builtins.str
@@ -919,6 +1032,15 @@ class StreamOpened(_message.Message):
     """What makes a window: so many microseconds of stream time ..."""
     window_events: _builtins.int
     """... or so many events, `window_us` at most. 0 for windows of a fixed duration."""
+    resume_token: _builtins.str
+    """For a resumable stream: what to come back with, and how long after the connection broke that can be done."""
+    resume_seconds: _builtins.float
+    resumed: _builtins.bool
+    """Whether this is a stream that was resumed."""
+    last_sequence: _builtins.int
+    """The highest packet number taken in: those above it must be sent again, or are lost."""
+    next_window: _builtins.int
+    """The first window whose answer follows. Answers before it that have not arrived were not kept, and are lost."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The classes, in the order of their indices."""
@@ -943,10 +1065,15 @@ class StreamOpened(_message.Message):
         window_events: _builtins.int = ...,
         encodings: _abc.Iterable[Global___Encoding.ValueType] | None = ...,
         decision: Global___DecisionRule | None = ...,
+        resume_token: _builtins.str = ...,
+        resume_seconds: _builtins.float = ...,
+        resumed: _builtins.bool = ...,
+        last_sequence: _builtins.int = ...,
+        next_window: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "decision", b"decision", "encodings", b"encodings", "model", b"model", "sensor_height", b"sensor_height", "sensor_width", b"sensor_width", "version", b"version", "window_events", b"window_events", "window_us", b"window_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "decision", b"decision", "encodings", b"encodings", "last_sequence", b"last_sequence", "model", b"model", "next_window", b"next_window", "resume_seconds", b"resume_seconds", "resume_token", b"resume_token", "resumed", b"resumed", "sensor_height", b"sensor_height", "sensor_width", b"sensor_width", "version", b"version", "window_events", b"window_events", "window_us", b"window_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -73,8 +73,14 @@ class SpikeServeServicer:
         from window to window. The client sends `open` first, then `events` and `advance` as they come, then `end`. The
         server sends `opened`, then one `window` for each window that has closed, in order, then `ended`.
 
-        Closing the sending side without `end` is the same as `end`. A client that does not read its answers is not read
-        from either: nothing piles up in the server. An error ends this stream only, and frees what it held.
+        Closing the sending side without `end` is the same as `end`, unless the stream is resumable. A client that does not
+        read its answers is not read from either: nothing piles up in the server. An error ends this stream only, and frees
+        what it held.
+
+        A stream that was opened as `resumable` survives its connection: for `resume_seconds` after it broke, a new call
+        whose `open` has the stream's `resume_token` goes on with the state that the neurons, windows and filters had. The
+        client numbers its packets, and sends again those above `last_sequence`; the server sends again the answers from
+        `next_window` on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

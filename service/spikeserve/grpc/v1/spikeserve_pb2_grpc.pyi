@@ -45,8 +45,14 @@ class SpikeServeStub:
     from window to window. The client sends `open` first, then `events` and `advance` as they come, then `end`. The
     server sends `opened`, then one `window` for each window that has closed, in order, then `ended`.
 
-    Closing the sending side without `end` is the same as `end`. A client that does not read its answers is not read
-    from either: nothing piles up in the server. An error ends this stream only, and frees what it held.
+    Closing the sending side without `end` is the same as `end`, unless the stream is resumable. A client that does not
+    read its answers is not read from either: nothing piles up in the server. An error ends this stream only, and frees
+    what it held.
+
+    A stream that was opened as `resumable` survives its connection: for `resume_seconds` after it broke, a new call
+    whose `open` has the stream's `resume_token` goes on with the state that the neurons, windows and filters had. The
+    client numbers its packets, and sends again those above `last_sequence`; the server sends again the answers from
+    `next_window` on.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_spikeserve_pb2.ListModelsRequest, _spikeserve_pb2.ListModelsResponse]
     """All models that the server has, ready or not."""
@@ -65,8 +71,14 @@ class SpikeServeAsyncStub(SpikeServeStub):
     from window to window. The client sends `open` first, then `events` and `advance` as they come, then `end`. The
     server sends `opened`, then one `window` for each window that has closed, in order, then `ended`.
 
-    Closing the sending side without `end` is the same as `end`. A client that does not read its answers is not read
-    from either: nothing piles up in the server. An error ends this stream only, and frees what it held.
+    Closing the sending side without `end` is the same as `end`, unless the stream is resumable. A client that does not
+    read its answers is not read from either: nothing piles up in the server. An error ends this stream only, and frees
+    what it held.
+
+    A stream that was opened as `resumable` survives its connection: for `resume_seconds` after it broke, a new call
+    whose `open` has the stream's `resume_token` goes on with the state that the neurons, windows and filters had. The
+    client numbers its packets, and sends again those above `last_sequence`; the server sends again the answers from
+    `next_window` on.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_spikeserve_pb2.ListModelsRequest, _spikeserve_pb2.ListModelsResponse]  # type: ignore[assignment]
     """All models that the server has, ready or not."""
@@ -94,8 +106,14 @@ class SpikeServeServicer(metaclass=_abc_1.ABCMeta):
         from window to window. The client sends `open` first, then `events` and `advance` as they come, then `end`. The
         server sends `opened`, then one `window` for each window that has closed, in order, then `ended`.
 
-        Closing the sending side without `end` is the same as `end`. A client that does not read its answers is not read
-        from either: nothing piles up in the server. An error ends this stream only, and frees what it held.
+        Closing the sending side without `end` is the same as `end`, unless the stream is resumable. A client that does not
+        read its answers is not read from either: nothing piles up in the server. An error ends this stream only, and frees
+        what it held.
+
+        A stream that was opened as `resumable` survives its connection: for `resume_seconds` after it broke, a new call
+        whose `open` has the stream's `resume_token` goes on with the state that the neurons, windows and filters had. The
+        client numbers its packets, and sends again those above `last_sequence`; the server sends again the answers from
+        `next_window` on.
         """
 
     @_abc_1.abstractmethod

@@ -10,6 +10,7 @@ import numpy as np
 
 from spiketrain.events.formats.base import Contents, EventFormatError, Format, events_from_columns
 from spiketrain.events.formats.source import Source
+from spiketrain.events.native import loops
 from spiketrain.events.types import Events
 
 COLUMNS = ("t", "x", "y", "p")
@@ -26,10 +27,10 @@ def _open(source: Source) -> Contents:
             f"the first line {head[:60]!r} names no column {', '.join(missing)}; it should read t,x,y,p"
         )
     source.take_head(len(head) + len(newline))
-    return Contents(_pieces(source, [names.index(name) for name in COLUMNS]))
+    return Contents(_pieces(source, [names.index(name) for name in COLUMNS], len(names)))
 
 
-def _pieces(source: Source, places: list[int]) -> Iterator[Events]:
+def _pieces(source: Source, places: list[int], fields: int) -> Iterator[Events]:
     rest = b""
     line = 2
     for block in source.blocks():
@@ -39,9 +40,10 @@ def _pieces(source: Source, places: list[int]) -> Iterator[Events]:
                 f"a line after the header line has more than {MAX_LINE} bytes: this is no recording as text"
             )
         if newline:
-            lines = whole.split(b"\n")
-            yield _events(lines, places, line)
-            line += len(lines)
+            count = whole.count(b"\n") + 1
+            events = _parse_compiled(whole, count, places, fields)
+            yield _events(whole.split(b"\n"), places, line) if events is None else events
+            line += count
     if rest.strip():
         yield _events([rest], places, line)
 
@@ -65,6 +67,22 @@ def _events(lines: list[bytes], places: list[int], first: int) -> Events:
     raise EventFormatError(
         f"after the header line: {problem} (line {first + good})", len(events), events
     )
+
+
+def _parse_compiled(text: bytes, count: int, places: list[int], fields: int) -> Events | None:
+    """None where anything but plain lines of whole numbers is for `_events` to judge."""
+    compiled = loops()
+    if compiled is None:
+        return None
+    rows = np.empty((count, len(places)), np.int64)
+    columns = np.full(fields, -1)
+    columns[places] = np.arange(len(places))
+    if compiled.parse_lines(np.frombuffer(text, np.uint8), columns, rows) < count:
+        return None
+    try:
+        return events_from_columns({name: rows[:, i] for i, name in enumerate(COLUMNS)})
+    except EventFormatError:
+        return None
 
 
 def _first_fault(lines: list[bytes], places: list[int]) -> int:

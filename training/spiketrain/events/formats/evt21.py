@@ -23,10 +23,15 @@ from spiketrain.events.formats.decoder import RecordDecoder, decoded
 from spiketrain.events.formats.evt2 import HIGH_BITS, TIME_HIGH, HighTime
 from spiketrain.events.formats.header import prophesee_header, take_prophesee_header
 from spiketrain.events.formats.source import Source
-from spiketrain.events.types import Events
+from spiketrain.events.native import loops
+from spiketrain.events.types import Events, Int64s
 
 _LITTLE = np.dtype([("valid", "<u4"), ("word", "<u4")])
 _LEGACY = np.dtype([("word", "<u4"), ("valid", "<u4")])
+
+
+# NumPy 2.0 and later.
+_COUNTS_BITS = hasattr(np, "bitwise_count")
 
 
 class Evt21Decoder(RecordDecoder):
@@ -46,12 +51,32 @@ class Evt21Decoder(RecordDecoder):
         where = where[unknown:]
         words, kind = words[where], kind[where]
         t += (words >> 22) & 0x3F
+        if (compiled := loops()) is not None:
+            return _spread(compiled, t, words, valid[where].astype(np.uint32), kind)
         bits = np.unpackbits(valid[where].astype("<u4").view(np.uint8), bitorder="little")
         at = np.flatnonzero(bits)
         of = at >> 5
         x = ((words >> 11) & 0x7FF)[of] + (at & 31)
         events = Events(t[of], x.astype(np.uint16), (words & 0x7FF).astype(np.uint16)[of], kind[of])
         return events if not len(x) or int(x.max()) <= 0x7FF else events[x <= 0x7FF]
+
+
+def _spread(
+    compiled: Any,
+    t: Int64s,
+    words: NDArray[Any],
+    valid: NDArray[np.uint32],
+    kind: NDArray[np.uint8],
+) -> Events:
+    """The events of vectors, by a compiled loop."""
+    count = int(np.bitwise_count(valid).sum()) if _COUNTS_BITS else 32 * len(valid)
+    out_t = np.empty(count, np.int64)
+    out_x, out_y = np.empty((2, count), np.uint16)
+    out_p = np.empty(count, np.uint8)
+    x = ((words >> 11) & 0x7FF).astype(np.uint16)
+    y = (words & 0x7FF).astype(np.uint16)
+    n = compiled.spread(valid, t, x, y, kind, (out_t, out_x, out_y, out_p))
+    return Events(out_t[:n], out_x[:n], out_y[:n], out_p[:n])
 
 
 def _recognises(source: Source) -> bool:

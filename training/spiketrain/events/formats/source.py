@@ -64,8 +64,17 @@ class Source:
         return data if len(data) == n else data + self._read(n - len(data))
 
     def blocks(self, n: int = BLOCK) -> Iterator[bytes]:
-        while data := self.read(n):
+        """All that is left, n bytes at once, or from a pipe what has come."""
+        while data := self._some(n):
             yield data
+
+    def _some(self, n: int) -> bytes:
+        """1 to n bytes, none only at the end."""
+        read1 = getattr(self._file, "read1", None)
+        if self._unread or read1 is None or self._file.seekable():
+            return self.read(n)
+        data: bytes = read1(n)
+        return data
 
     def skip(self, n: int) -> int:
         """Passes over n bytes. Returns how many there were."""

@@ -1,0 +1,65 @@
+"""How a client reaches a server for streams, and how long it tries when the connection breaks."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import grpc
+
+from spikeserve.client.errors import from_rpc, refused_for_now
+
+DEFAULT_TARGET = "127.0.0.1:8001"
+DEFAULT_RECONNECT_SECONDS = 30.0
+GIVE_UP_SECONDS = 2.0
+KEEP_BYTES = 64 << 20
+"""Of packets that the server is not known to have, to be sent again after a broken connection, at most."""
+
+CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    # A peer that vanished without a word is noticed, so that reconnecting can begin.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    # Reconnecting has its own pauses; the channel's shall not come on top.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_receive_message_length", 16 << 20),
+]
+
+_BROKEN = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.CANCELLED,
+)
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+
+
+def broke(error: grpc.RpcError) -> bool:
+    """Whether it was the connection that failed: what the server itself refuses has a name."""
+    metadata: Any = error.trailing_metadata() or ()
+    return error.code() in _BROKEN and "error-type" not in dict(metadata)
+
+
+class Outage:
+    """One broken connection: `pause` says how long to wait before each attempt, or raises ClientError."""
+
+    def __init__(self, error: grpc.RpcError, target: str, began: float, patience: float) -> None:
+        self._error = error
+        self._target = target
+        self._deadline = began + patience
+        self._pause = _FIRST_PAUSE
+
+    def pause(self, now: float) -> float:
+        """Seconds, not the same for all clients of a server that has just come back."""
+        pause = self._pause * random.uniform(0.5, 1.5)
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        if now + pause > self._deadline:
+            raise from_rpc(self._error, self._target) from self._error
+        return pause
+
+    def again(self, error: grpc.RpcError) -> None:
+        """An attempt has failed. Raises ClientError where another one cannot help."""
+        if not broke(error) and not refused_for_now(error):
+            raise from_rpc(error, self._target) from error
+        self._error = error

@@ -1,0 +1,24 @@
+"""Classify live event streams, window by window: what the server does, free of any protocol.
+
+`Streams` opens them; a `Stream` turns events into answers; a `Session` is one as a client meets it, with its packets
+numbered and its answers kept until they have arrived; `Parking` holds sessions whose connection broke; `recordings`
+sends whole files through the same code.
+"""
+
+from spikeserve.streams.parking import Parking
+from spikeserve.streams.registry import Streams
+from spikeserve.streams.session import Packet, PacketCount, Session
+from spikeserve.streams.stream import Stream, WindowAnswer
+from spikeserve.streams.terms import MAX_LATENESS_US, StreamOptions
+
+__all__ = [
+    "MAX_LATENESS_US",
+    "Packet",
+    "PacketCount",
+    "Parking",
+    "Session",
+    "Stream",
+    "StreamOptions",
+    "Streams",
+    "WindowAnswer",
+]

@@ -1,0 +1,87 @@
+// The page as a whole: views, theme, and whether the server is ready.
+
+import { askJson } from "/web/api.js";
+import { byId } from "/web/dom.js";
+import { startEvents } from "/web/events.js";
+import { startPicture } from "/web/picture.js";
+import { startServer } from "/web/server.js";
+
+const VIEWS = ["picture", "events", "server"];
+const THEMES = ["auto", "light", "dark"];
+
+const server = startServer();
+
+/** @param {string} name @param {boolean} [focus] */
+function show(name, focus = false) {
+  for (const view of VIEWS) {
+    const chosen = view === name;
+    byId(view).hidden = !chosen;
+    byId(`tab-${view}`).setAttribute("aria-selected", String(chosen));
+    byId(`tab-${view}`).tabIndex = chosen ? 0 : -1;
+  }
+  if (focus) byId(`tab-${name}`).focus();
+  server.visible(name === "server");
+  window.dispatchEvent(new Event("resize"));
+}
+
+function startTabs() {
+  VIEWS.forEach((view, i) => {
+    byId(`tab-${view}`).addEventListener("click", () => {
+      history.replaceState(null, "", `#${view}`);
+      show(view);
+    });
+    byId(`tab-${view}`).addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+      const last = VIEWS.length - 1;
+      const to = { ArrowRight: i === last ? 0 : i + 1, ArrowLeft: i ? i - 1 : last, Home: 0, End: last }[event.key];
+      if (to === undefined) return;
+      event.preventDefault();
+      history.replaceState(null, "", `#${VIEWS[to]}`);
+      show(VIEWS[to], true);
+    });
+  });
+  const fromAddress = () => {
+    const named = location.hash.slice(1);
+    if (VIEWS.includes(named)) show(named);
+  };
+  window.addEventListener("hashchange", fromAddress);
+  fromAddress();
+}
+
+function startTheme() {
+  const button = byId("theme");
+  let theme = localStorage.getItem("theme") ?? "auto";
+  const apply = () => {
+    document.documentElement.dataset.theme = theme;
+    button.textContent = `Theme: ${theme}`;
+    window.dispatchEvent(new Event("themechange"));
+  };
+  button.addEventListener("click", () => {
+    theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
+    localStorage.setItem("theme", theme);
+    apply();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", apply);
+  apply();
+}
+
+async function health() {
+  const place = byId("health");
+  const say = (/** @type {string} */ text, /** @type {string} */ kind) => {
+    place.className = `health ${kind}`;
+    if (place.textContent !== text) place.textContent = text;
+  };
+  try {
+    const { state, version } = await askJson("/status");
+    say(`${state}, ${version}`, state === "ready" ? "ready" : "bad");
+  } catch (error) {
+    say("not reachable", "bad");
+  }
+}
+
+startTheme();
+startTabs();
+await health();
+const { models } = await askJson("/models").catch(() => ({ models: [] }));
+startPicture(models);
+startEvents(models);
+document.body.dataset.started = "true";
