@@ -2,12 +2,16 @@
 
 For each format a genuine recording where one is there, and a self-written one of N events. Speeds are CPU time of one
 process with one thread (time.process_time), the best of several runs, whole file to columns in memory; our reader and
-the second one take turns in the same process. `exact` means that every column of every event is equal.
+the second one take turns in the same process. `exact` means that every column of every event is equal. A second reader
+called loop is one of benchmarks/plain_readers.py, written from the format's specification; its speed is not compared.
+
+Writes benchmarks/results/formats.json; --docs puts the table of that file into docs/event-formats.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import tarfile
@@ -22,6 +26,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import plain_readers
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +35,8 @@ from spiketrain.events.formats import nmnist
 
 Reader = Callable[[Path], Any]
 DATA = Path(os.environ.get("SPIKETRAIN_DATA", "data"))
+RESULTS = Path(__file__).parent / "results/formats.json"
+PAGE = Path(__file__).parents[1] / "docs/event-formats.md"
 
 
 class Case(NamedTuple):
@@ -81,7 +88,21 @@ def _numpy(path: Path) -> Events:
         return _columns(*(arrays[name] for name in "txyp"))
 
 
+def _loop(rows: Callable[[Path], Iterator[plain_readers.Row]]) -> Reader:
+    def read(path: Path) -> Events:
+        columns = np.array(list(rows(path)), np.int64).reshape(-1, 4)
+        return _columns(*columns.T)
+
+    return read
+
+
 SECOND: dict[str, Reader] = {
+    "loop.evt2": _loop(plain_readers.evt2),
+    "loop.evt21": _loop(plain_readers.evt21),
+    "loop.aedat2": _loop(plain_readers.aedat2),
+    "loop.aedat3": _loop(plain_readers.aedat3),
+    "loop.csv": _loop(plain_readers.text),
+    "loop.ros2": _loop(plain_readers.ros2),
     "aedat": _aedat,
     "event_stream": _event_stream,
     "evt3": _evt3,
@@ -93,11 +114,13 @@ SECOND: dict[str, Reader] = {
 
 def cases(data: Path, folder: Path, count: int) -> Iterator[Case]:
     yield Case(data / "events/aestream/davis.aedat4", "genuine", "aedat")
-    yield Case(data / "events/faery/evt2.raw", "genuine")
+    yield Case(data / "events/faery/evt2.raw", "genuine", "loop.evt2")
     yield Case(data / "events/faery/dvs.es", "genuine", "event_stream")
-    yield Case(data / "events/ros2/test_data_evt3_trigger", "genuine, EVT3")
-    yield Case(data / "events/ros2/test_data_libcaer_rollover", "genuine, libcaer")
-    yield Case(data / "events/ros2/test_data_mono_cd", "genuine, mono")
+    yield Case(data / "events/ros2/test_data_evt3_trigger", "genuine, EVT3", "loop.ros2")
+    yield Case(
+        data / "events/ros2/test_data_libcaer_rollover", "genuine, libcaer, wraps", "loop.ros2"
+    )
+    yield Case(data / "events/ros2/test_data_mono_cd", "genuine, mono", "loop.ros2")
     if (archive := data / "n-mnist-small/NMNISTsmall.tar.xz").exists():
         with tarfile.open(archive) as files:
             for member in files:
@@ -109,8 +132,8 @@ def cases(data: Path, folder: Path, count: int) -> Iterator[Case]:
     events = synthetic(count)
     for suffix, second in (
         (".npz", "numpy"),
-        (".aedat", None),
-        (".raw", None),
+        (".aedat", "loop.aedat2"),
+        (".raw", "loop.evt2"),
         (".dat", "evio.dat"),
         (".es", "event_stream"),
     ):
@@ -122,8 +145,8 @@ def cases(data: Path, folder: Path, count: int) -> Iterator[Case]:
     yield Case(folder / "written.bin", "self-written", "evio.nmnist", short)
     for name, content, second in (
         ("written-evt3.raw", evt3(events), "evt3"),
-        ("written-evt21.raw", evt21(events), None),
-        ("written-3.aedat", aedat3(events), None),
+        ("written-evt21.raw", evt21(events), "loop.evt21"),
+        ("written-3.aedat", aedat3(events), "loop.aedat3"),
     ):
         (folder / name).write_bytes(content)
         yield Case(folder / name, "self-written", second, events)
@@ -132,7 +155,7 @@ def cases(data: Path, folder: Path, count: int) -> Iterator[Case]:
     (folder / "written.csv").write_text(
         "t,x,y,p\n" + "".join(f"{t},{x},{y},{p}\n" for t, x, y, p in rows)
     )
-    yield Case(folder / "written.csv", "self-written", None, few)
+    yield Case(folder / "written.csv", "self-written", "loop.csv", few)
 
 
 def synthetic(count: int) -> Events:
@@ -201,38 +224,80 @@ def seconds(readers: list[Callable[[], Any]], runs: int) -> list[float]:
     return best
 
 
-def row(case: Case, runs: int) -> list[str]:
+def measured(case: Case, runs: int) -> dict[str, Any]:
+    """What the table says of one file. Speeds are in million events per second."""
     with open_recording(case.path) as recording:
         name = recording.format
     ours = read_recording(case.path)
     readers: list[Callable[[], Any]] = [lambda: read_recording(case.path)]
-    exact, theirs = "-", None
+    exactness = []
     if case.written is not None:
-        exact = "as written" if ours.equals(case.written) else "DIFFERS from what was written"
+        same = ours.equals(case.written)
+        exactness.append("as written" if same else "DIFFERS from what was written")
+    package = (case.second or "").partition(".")[0]
     if case.second is not None:
         second = SECOND[case.second]
         try:
-            theirs = second(case.path)
-            package = case.second.partition(".")[0]
-            same = "exact" if ours.equals(theirs) else "DIFFERS"
-            against = f"{same} against {package} {version(package)}"
-            exact = against if exact == "-" else f"{exact}; {against}"
-            readers.append(lambda: second(case.path))
+            same = ours.equals(second(case.path))
+            named = package if package == "loop" else f"{package} {version(package)}"
+            exactness.append(f"{'exact' if same else 'DIFFERS'} against {named}")
+            if package != "loop":
+                readers.append(lambda: second(case.path))
         except ImportError:
-            exact += f" ({case.second} is not installed)"
+            exactness.append(f"{package} is not installed")
     best = seconds(readers, runs)
     speeds = [len(ours) / each / 1e6 for each in best]
-    duration = (int(ours.t[-1]) - int(ours.t[0])) / 1e6
+    return {
+        "format": name,
+        "file": case.path.name,
+        "origin": case.label,
+        "events": len(ours),
+        "seconds": (int(ours.t[-1]) - int(ours.t[0])) / 1e6,
+        "exactness": "; ".join(exactness),
+        "mev_per_s": speeds[0],
+        "second": package if len(speeds) > 1 else None,
+        "second_mev_per_s": speeds[1] if len(speeds) > 1 else None,
+    }
+
+
+TITLES = ("format", "file", "origin", "events", "seconds", "exactness", "Mev/s", "second", "ratio")
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    second = row["second_mev_per_s"]
     return [
-        name,
-        f"{case.path.name} ({case.label})",
-        f"{len(ours):,}",
-        f"{duration:.6g}",
-        exact,
-        f"{speeds[0]:.1f}",
-        f"{speeds[1]:.1f}" if theirs is not None else "-",
-        f"{speeds[0] / speeds[1]:.2f}" if theirs is not None else "-",
+        row["format"],
+        row["file"],
+        row["origin"],
+        f"{row['events']:,}",
+        f"{row['seconds']:.4g}",
+        row["exactness"],
+        f"{row['mev_per_s']:.1f}",
+        "" if second is None else f"{second:.1f}",
+        "" if second is None else f"{row['mev_per_s'] / second:.2f}",
     ]
+
+
+def write_docs(report: dict[str, Any], page: Path) -> None:
+    """Puts the table between the two marks of the page."""
+    begin, end = "<!-- table of benchmarks/results/formats.json -->", "<!-- end of the table -->"
+    machine = report["machine"]
+    lines = [
+        begin,
+        "",
+        f"| {' | '.join(TITLES)} |",
+        f"|{'|'.join('---:' if t in ('events', 'seconds', 'Mev/s', 'second', 'ratio') else '---' for t in TITLES)}|",
+        *(f"| {' | '.join(cells(row))} |" for row in report["files"]),
+        "",
+        f"{machine['machine']}, {machine['cpus']} processors with a load of {machine['load']:.1f}, "
+        f"Python {machine['python']}, NumPy {machine['numpy']}; processor time of one thread.",
+        "",
+        end,
+    ]
+    text = page.read_text()
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(before + "\n".join(lines) + after)
 
 
 def main() -> None:
@@ -242,21 +307,36 @@ def main() -> None:
         "--events", type=int, default=1_000_000, help="events in self-written files"
     )
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--docs", action="store_true", help="only write the page, from the file")
     options = parser.parse_args()
-    console = Console(width=200)
-    console.print(f"Method: {(__doc__ or '').split(chr(10) * 2)[1]}")
-    console.print(
-        f"Machine: {platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, "
-        f"Python {platform.python_version()}, NumPy {np.__version__}"
-    )
-    table = Table("format", "file", "events", "seconds", "exactness", "Mev/s", "second", "ratio")
+    if options.docs:
+        write_docs(json.loads(options.json.read_text()), PAGE)
+        return
+    method = (__doc__ or "").split("\n\n")[1]
+    machine = {
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+    console = Console(width=220)
+    console.print(f"Method: {method}")
+    console.print(machine)
+    rows = []
+    table = Table(*TITLES)
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(options.data, Path(folder), options.events):
             if not case.path.exists():
-                table.add_row("", f"{case.path.name} is not there", *[""] * 6)
+                console.print(f"{case.path.name} is not there")
                 continue
-            table.add_row(*row(case, options.runs))
+            rows.append(measured(case, options.runs))
+            table.add_row(*cells(rows[-1]))
     console.print(table)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    report = {"method": method, "machine": machine, "files": rows}
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

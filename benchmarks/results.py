@@ -31,11 +31,9 @@ def machine() -> dict[str, Any]:
     }
     cpuinfo, meminfo = Path("/proc/cpuinfo"), Path("/proc/meminfo")
     if cpuinfo.exists():
-        fields = dict(
-            (part.strip() for part in line.split(":", 1))
-            for line in cpuinfo.read_text().split("\n\n")[0].splitlines()
-            if ":" in line
-        )
+        lines = cpuinfo.read_text().split("\n\n")[0].splitlines()
+        pairs = (line.partition(":") for line in lines)
+        fields = {name.strip(): value.strip() for name, _, value in pairs}
         described["processor"] = fields.get("model name", described["processor"])
         flags = fields.get("flags", "").split()
         described["instructions"] = [flag for flag in _FLAGS if flag in flags]

@@ -31,6 +31,7 @@ from processes import (
     Running,
     free_ports,
     idle_cores,
+    last_words,
     running,
 )
 from ratios import serving_ratios
@@ -82,7 +83,8 @@ def await_answers(system: System, server: Running, port: int, workload: Workload
             share = agreement(system, port, workload.pictures)
         except (ConnectionError, OSError) as error:
             if time.monotonic() > until:
-                raise NotMeasuredError(f"no answer within 180 s: {error}") from error
+                said = last_words(server.log)
+                raise NotMeasuredError(f"no answer within 180 s: {error}; {said}") from error
             time.sleep(0.3)
             continue
         if share < LEAST_AGREEMENT:
@@ -232,7 +234,7 @@ def main(
             untrained_resnet18(model, neuron, data)
     workload = prepare(model, CACHE, data, pictures)
     if not workload.pictures.real:
-        console.print("the data set is not there: pictures are noise, and early exit says nothing")
+        console.print("pictures are noise, on which early exit says nothing")
     every, not_measured = rounds(systems, workload, count, concurrency, seconds, idle)
     rows = medians(every)
     show(rows, not_measured)

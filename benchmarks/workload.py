@@ -101,7 +101,8 @@ def stored_pictures(shape: tuple[int, ...], data: Path | None, count: int) -> tu
     generator = torch.Generator().manual_seed(0)
     try:
         x = load_dataset(DATA_SETS[shape], data).test.x
-    except (DataMissingError, KeyError, ValueError):
+    except (DataMissingError, KeyError) as error:
+        logging.getLogger(__name__).warning("pictures are noise: %s", error)
         return torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8), False
     return x[torch.randperm(len(x), generator=generator)[:count]], True
 

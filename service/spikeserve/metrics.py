@@ -115,7 +115,9 @@ class Metrics:
         if (model, version) in self._models:
             self._models[model, version].stages[stage].observe(seconds)
 
-    def watch_streams(self, count: Callable[[], int], parked: Callable[[], int]) -> None:
+    def watch_streams(
+        self, count: Callable[[], int], parked: Callable[[], int] = lambda: 0
+    ) -> None:
         """`count` and `parked` are asked at every scrape."""
         self.open_streams.set_function(count)
         self.parked_streams.set_function(parked)

@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     """Largest body of a request and largest picture, in bytes."""
 
     max_message_bytes: int = Field(4 << 20, ge=1)
-    """Largest message of a gRPC stream, in bytes."""
+    """Largest message of an event stream, over gRPC or a WebSocket, in bytes."""
 
     max_pixels: int = Field(40_000_000, ge=1, le=89_478_485)
     """Largest picture, in pixels; read from its header before anything is decoded."""

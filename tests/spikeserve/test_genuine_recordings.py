@@ -60,6 +60,8 @@ def server() -> Iterator[Server]:
         http_port=0,
         grpc_port=0,
         slots=8,
+        # What offline code computes, to the last bits; faster executors are compared with it elsewhere.
+        executor="reference",
         torch_threads=1,
         drain_seconds=0.5,
     )
@@ -149,7 +151,7 @@ def test_a_genuine_recording_end_to_end(server: Server, checkpoint: Checkpoint, 
         zip(streamed, lines, reply["windows"], strict=True)
     ):
         assert window.best.index == int(running[k].argmax())
-        assert window.best.probability == pytest.approx(float(running[k].max()), abs=1e-2)
+        assert window.best.probability == pytest.approx(float(running[k].max()), abs=1e-4)
         where = (window.index, window.start_us, window.end_us, window.events)
         for other in (line, posted_window):
             assert where == tuple(other[key] for key in ("index", "start_us", "end_us", "events"))

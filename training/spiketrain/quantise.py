@@ -133,6 +133,7 @@ def _mean_shifts(
     calibration: Iterable[Tensor],
 ) -> dict[str, Tensor]:
     """By layer, what the errors of its weights add to the mean of each output channel [K], float64."""
+    network.neuron_shapes()  # found by a run of its own, which is no sample
     sums = {name: torch.zeros(len(error), dtype=torch.float64) for name, error in errors.items()}
     counts = dict.fromkeys(layers, 0)
 

@@ -11,7 +11,7 @@ from spikeserve.client.errors import from_rpc, refused_for_now
 
 DEFAULT_TARGET = "127.0.0.1:8001"
 DEFAULT_RECONNECT_SECONDS = 30.0
-GIVE_UP_SECONDS = 2.0
+GIVE_UP_SECONDS = 5.0
 KEEP_BYTES = 64 << 20
 """Of packets that the server is not known to have, to be sent again after a broken connection, at most."""
 

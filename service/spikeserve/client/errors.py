@@ -65,6 +65,9 @@ def from_rpc(error: grpc.RpcError, target: str) -> ClientError:
     slug = trailing.get("error-type")
     if slug is None and code is grpc.StatusCode.UNAVAILABLE:
         return UnreachableError(f"no spikeserve server answers at {target} (gRPC): {detail}")
+    if slug is None and code is grpc.StatusCode.INTERNAL:
+        # The server names each of its errors: this one is from the transport, in the middle of a message.
+        return UnreachableError(f"the connection to {target} (gRPC) broke: {detail}")
     kind = _kind(slug, code)
     return ServerError(
         kind.http_status,

@@ -27,7 +27,6 @@ _ROUTES = (
     "/classify",
     "/classify/events",
     "/classify/trace",
-    "/events",
     "/models",
     "/status",
     "/health/live",

@@ -82,6 +82,6 @@ startTheme();
 startTabs();
 await health();
 const { models } = await askJson("/models").catch(() => ({ models: [] }));
-startPicture(models);
 startEvents(models);
+await startPicture(models);
 document.body.dataset.started = "true";

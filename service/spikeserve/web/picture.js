@@ -26,12 +26,14 @@ export async function startPicture(models) {
     showProblem(byId("picture-problem"), new Problem({ title: "No model", detail: "No model that takes pictures is ready on this server." }));
     return;
   }
+  const chosen = usable.find((model) => model.default) ?? usable[0];
+  const other = await converted(chosen, usable);
   const options = () => usable.map((model) => h("option", { value: `${model.name} ${model.version}` }, named(model, usable)));
   byId("picture-model").replaceChildren(...options());
   byId("picture-other").replaceChildren(h("option", { value: "" }, "none"), ...options());
-  const chosen = usable.find((model) => model.default) ?? usable[0];
   byId("picture-model").value = `${chosen.name} ${chosen.version}`;
-  byId("picture-other").value = await converted(chosen, usable);
+  byId("picture-other").value = other;
+  await classify();
 }
 
 const named = (model, all) => (all.filter((each) => each.name === model.name).length > 1 ? `${model.name} ${model.version}` : model.name);
@@ -120,7 +122,7 @@ async function take(blob, name) {
 }
 
 async function classify() {
-  if (!picture) return;
+  if (!picture || !byId("picture-model").value) return;
   underWay?.abort();
   const mine = (underWay = new AbortController());
   const results = byId("picture-results");
@@ -151,7 +153,7 @@ async function classify() {
 async function both(model, body, signal) {
   const [name, version] = model.split(" ");
   const timesteps = byId("picture-timesteps").value;
-  const init = { method: "POST", body, signal, headers: { "Content-Type": body.type || "application/octet-stream" } };
+  const init = { method: "POST", body, signal, headers: { "Content-Type": "application/octet-stream" } };
   // Exits were found for the model's own timesteps; the server says so if both are asked for.
   const answer = await askJson(`/classify${query({ model: name, version, timesteps, exit: byId("picture-exit").value })}`, init);
   const trace = await askJson(`/classify/trace${query({ model: name, version, timesteps })}`, init);

@@ -264,7 +264,8 @@ def test_a_stream_can_be_given_up(target: str, threaded_server: Server, events: 
     def open_streams() -> float | None:
         return threaded_server.metrics.registry.get_sample_value("spikeserve_open_streams")
 
-    for _ in range(300):
+    # Longer than a stream waits for its client, so that one of another test cannot be in the way.
+    for _ in range(1200):
         if open_streams() == 0:
             return
         threading.Event().wait(0.05)

@@ -84,7 +84,7 @@ def test_the_firing_rate_gauge_forgets_slowly(scraped):
 
 def test_open_streams_are_asked_for_at_every_scrape(scraped):
     metrics, streams = Metrics(), []
-    metrics.watch_streams(lambda: len(streams), lambda: 0)
+    metrics.watch_streams(lambda: len(streams))
     assert scraped(metrics, "spikeserve_open_streams") == 0
     streams.append(1)
     assert scraped(metrics, "spikeserve_open_streams") == 1

@@ -93,3 +93,57 @@ def spread(valid: NDArray[np.uint32], t: Int64s, x: Any, y: Any, kind: Octets, o
             bits >>= np.uint32(1)
             pixel += 1
     return n
+
+
+@compiled
+def decode_evt3(words: UInt16s, state: Int64s, unknown: int, no_time: int, out: Any) -> int:
+    """formats.evt3: the events of words, into columns t, x, y, p; returns how many.
+
+    `state` is [upper time, time, y, vector base, its polarity, last raw TIME_HIGH or -1, its wraps times 4096], and is
+    left as it is behind the words.
+    """
+    out_t, out_x, out_y, out_p = out
+    high, time, y, base, polarity, last, wrapped = state
+    low = np.int64(0) if time == no_time else time & 0xFFF
+    n = 0
+    for word in words:
+        kind = word >> 12
+        value = np.int64(word & 0xFFF)
+        if kind == 0:
+            y = value & 0x7FF
+        elif kind == 2:
+            if time != no_time and y != unknown:
+                out_t[n], out_x[n], out_y[n], out_p[n] = time, value & 0x7FF, y, value >> 11
+                n += 1
+        elif kind == 3:
+            base, polarity = value & 0x7FF, value >> 11
+        elif kind == 4 or kind == 5:
+            width = 12 if kind == 4 else 8
+            if base != unknown:
+                if time != no_time and y != unknown:
+                    bits, x = value & ((1 << width) - 1), base
+                    while bits:
+                        if bits & 1 and x <= 0x7FF:
+                            out_t[n], out_x[n], out_y[n], out_p[n] = time, x, y, polarity
+                            n += 1
+                        bits >>= 1
+                        x += 1
+                base = min(base + width, 0x800)
+        elif kind == 6:
+            low = value
+            if high != no_time:
+                time = high + low
+        elif kind == 8:
+            if last >= 0:
+                if last - value > 2048:
+                    wrapped += 4096
+                elif value - last > 2048:
+                    wrapped -= 4096
+            last = value
+            extended = (value + wrapped) << 12
+            if extended != high:
+                high, low = extended, 0
+                time = high
+    state[0], state[1], state[2], state[3] = high, time, y, base
+    state[4], state[5], state[6] = polarity, last, wrapped
+    return n

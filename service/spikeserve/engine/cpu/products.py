@@ -26,7 +26,7 @@ Precision = Literal["float32", "int16", "int8"]
 _HIGHEST = 127 * 256 + 127
 
 # Positions of a map that is small, and rows to try it with.
-_SMALL_MAP = 64
+_SMALL_MAP = 16
 _ROWS = 16
 _RUNS = 5
 
@@ -156,7 +156,7 @@ class _Unfolded:
         self._stride, self._padding = product.stride, product.padding
         weight = product.weight.permute(0, 2, 3, 1).reshape(len(product.weight), -1, 1, 1)
         flat = replace(product, weight=weight, stride=(1, 1), padding=(0, 0))
-        self._multiply = _Whole(flat, precision, (weight.shape[1], 1, 1))
+        self._multiply = _Whole(flat, precision, (weight.shape[1], 64, 1))
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         values = x.permute(0, 2, 3, 1).numpy()
@@ -169,7 +169,9 @@ class _Unfolded:
         )
         windows = np.empty((rows, height, width, *self._kernel, channels), values.dtype)
         loops.unfold(values, self._kernel, self._stride, self._padding, windows)
-        flat = torch.from_numpy(windows).view(rows * height * width, -1, 1, 1)
+        # All windows as the positions of one map.
+        flat = torch.from_numpy(windows).view(1, rows * height * width, 1, -1).permute(0, 3, 1, 2)
         return tuple(
-            part.view(rows, height, width, -1).permute(0, 3, 1, 2) for part in self._multiply(flat)
+            part.permute(0, 2, 3, 1).reshape(rows, height, width, -1).permute(0, 3, 1, 2)
+            for part in self._multiply(flat)
         )

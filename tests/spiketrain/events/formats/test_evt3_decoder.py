@@ -1,4 +1,4 @@
-"""EVT 3.0: what the words mean, cut anywhere, with and without the package evt3."""
+"""EVT 3.0: what the words mean, cut anywhere, with numba, with the package evt3, and with neither."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spiketrain.events import Events
+from spiketrain.events import Events, native
 from spiketrain.events.formats import evt3_native
 from spiketrain.events.formats.evt3 import Evt3Decoder
+
+
+@pytest.fixture(scope="module", params=["compiled", "plain"], autouse=True)
+def loops(request):
+    """With a compiled loop, and with NumPy and the package evt3."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "plain":
+            patch.setenv("SPIKETRAIN_KERNELS", "plain")
+        elif native.loops() is None:
+            pytest.skip("numba is not installed")
+        yield
 
 
 def high(value: int) -> int:

@@ -26,6 +26,16 @@ class Clock:
         self._last: int | None = None
         self._base = 0
 
+    @property
+    def state(self) -> tuple[int, int]:
+        """The counter's last value, -1 before the first one, and how far its wraps have taken it."""
+        return -1 if self._last is None else self._last, self._base
+
+    @state.setter
+    def state(self, state: tuple[int, int]) -> None:
+        last, self._base = state
+        self._last = None if last < 0 else last
+
     def extend(self, raw: NDArray[Any]) -> Int64s:
         """The counter's values [N], in the order they were recorded, as 64-bit times. Keeps its state between calls."""
         t: Int64s = raw.astype(np.int64)
