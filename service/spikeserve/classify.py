@@ -31,14 +31,16 @@ ExitName = Literal["off", "balanced", "fast"]
 
 @dataclass(frozen=True)
 class ClassifyRequest:
-    """`top_k` beyond the number of classes is refused, but for the default; `deadline` is one of time.monotonic().
+    """`image` is a file, or pixels [H, W, C] as decode_image takes them.
+
+    `top_k` beyond the number of classes is refused, but for the default; `deadline` is one of time.monotonic().
 
     `exit` or `risk`, not both, says how readily the picture may leave before its last timestep: risk is the share of
     pictures that may be answered otherwise than after all timesteps. Unless given, the server's setting holds, for
     models that have exits and where no other number of timesteps is asked for. `priority` only orders those that wait.
     """
 
-    image: bytes
+    image: bytes | NDArray[Any]
     model: str | None = None
     version: str | None = None
     top_k: int | None = None
@@ -171,7 +173,7 @@ class Classifier:
             )
         return request.priority
 
-    async def _decode(self, image: bytes, model: LoadedModel) -> Tensor:
+    async def _decode(self, image: bytes | NDArray[Any], model: LoadedModel) -> Tensor:
         spec = model.manifest.input
         if not isinstance(spec, ImageInput):
             raise TypeError(f"{model.name} has no image input")

@@ -13,9 +13,11 @@ import io
 import struct
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -41,12 +43,16 @@ class ImageLimits:
     pixels: int
 
 
-def decode_image(data: bytes, spec: ImageInput, limits: ImageLimits) -> Tensor:
+def decode_image(data: bytes | NDArray[Any], spec: ImageInput, limits: ImageLimits) -> Tensor:
     """A file's bytes as float32 [C, H, W], normalised. Size in bytes and pixels is checked before anything is decoded.
+
+    Instead of a file: pixels [H, W, C] of the input's own size, uint8, or float32 from 0 to 1.
 
     Raises ServiceError: TOO_LARGE; UNSUPPORTED_MEDIA for what is no picture, or in another format; MALFORMED for a
     picture that is damaged.
     """
+    if isinstance(data, np.ndarray):
+        return _from_pixels(data, spec)
     if len(data) > limits.bytes:
         raise ServiceError(
             ErrorKind.TOO_LARGE, f"the picture has {len(data)} bytes, the limit is {limits.bytes}"
@@ -69,6 +75,17 @@ def decode_image(data: bytes, spec: ImageInput, limits: ImageLimits) -> Tensor:
     except Exception as error:
         reason = str(error) or type(error).__name__
     raise ServiceError(ErrorKind.MALFORMED, f"the {name} picture cannot be decoded: {reason}")
+
+
+def _from_pixels(pixels: NDArray[Any], spec: ImageInput) -> Tensor:
+    shape = (*spec.shape[1:], spec.shape[0])
+    if pixels.shape != shape or pixels.dtype not in (np.uint8, np.float32):
+        raise ServiceError(
+            ErrorKind.MALFORMED,
+            f"pixels {list(pixels.shape)} of {pixels.dtype}: expected {list(shape)} of uint8 or float32",
+        )
+    whole = np.float32(255 if pixels.dtype == np.uint8 else 1)
+    return _scaled(pixels.astype(np.float32) / whole, spec)
 
 
 def _format(data: bytes) -> str:
@@ -153,6 +170,11 @@ def _resized(image: Image.Image, spec: ImageInput) -> Image.Image:
 
 def _normalised(image: Image.Image, spec: ImageInput) -> Tensor:
     pixels = np.asarray(image, dtype=np.float32).reshape(*spec.shape[1:], spec.shape[0])
+    return _scaled(pixels / np.float32(255), spec)
+
+
+def _scaled(pixels: NDArray[np.float32], spec: ImageInput) -> Tensor:
+    """[H, W, C] from 0 to 1 as [C, H, W], normalised."""
     mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
-    scaled = (pixels / np.float32(255) - mean) / std
+    scaled = (pixels - mean) / std
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))

@@ -11,6 +11,7 @@ from spikeserve.classify import Classifier
 from spikeserve.errors import ServiceError
 from spikeserve.health import Health
 from spikeserve.metrics import Metrics
+from spikeserve.oip.infer import Inference
 from spikeserve.refusals import Refusals
 from spikeserve.repository import Repository
 from spikeserve.rest.classify import classify_router
@@ -23,6 +24,7 @@ from spikeserve.rest.problems import DESCRIPTION, handle
 from spikeserve.rest.status import status_router
 from spikeserve.rest.system import add_docs, system_router
 from spikeserve.rest.trace import trace_router
+from spikeserve.rest.v2 import v2_router
 from spikeserve.rest.websocket import websocket_router
 from spikeserve.settings import Settings
 from spikeserve.streams import Streams
@@ -59,6 +61,8 @@ def create_app(
     app.include_router(models_router(repository))
     app.include_router(system_router(health, metrics))
     app.include_router(status_router(settings, metrics, repository, streams, health, refusals))
+    inference = Inference(repository, classifier, settings.slots)
+    app.include_router(v2_router(repository, inference, health, settings))
     app.include_router(page_router())
     add_docs(app)
     return app

@@ -13,6 +13,7 @@ from spikeserve.metrics import Metrics
 from spikeserve.refusals import Refusals
 from spikeserve.requests import request_id
 from spikeserve.rest.problems import problem, translate
+from spikeserve.rest.v2_errors import is_v2, v2_error
 
 UNMATCHED = "unmatched"
 """The route in logs and metrics of a path that no route has: the path itself could be anything."""
@@ -50,7 +51,9 @@ class RequestMiddleware:
             state["failure"] = failure
             if status:  # too late for a reply: the server closes the connection
                 raise
-            await problem(failure, state["request_id"])(scope, receive, answer)
+            v2 = is_v2(scope["path"])
+            reply = v2_error(failure) if v2 else problem(failure, state["request_id"])
+            await reply(scope, receive, answer)
         finally:
             self._record(
                 scope, status or ErrorKind.CANCELLED.http_status, time.perf_counter() - began

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from spikeserve import logs
 from spikeserve.errors import ErrorKind, ServiceError
+from spikeserve.rest.v2_errors import is_v2, v2_error
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:spikeserve:error:"
@@ -111,5 +112,7 @@ async def handle(request: Request, error: Exception) -> Response:
     translated = translate(error, f"{request.method} {request.url.path}")
     request.state.error = translated.kind.slug
     request.state.failure = translated
+    if is_v2(request.url.path):
+        return v2_error(translated)
     headers = error.headers if isinstance(error, HTTPException) else None
     return problem(translated, request.state.request_id, headers)
