@@ -1,4 +1,4 @@
-"""How fast events become frames, and answers: python benchmarks/events.py [--quick] [--json FILE]
+"""How fast events become frames, and answers: python benchmarks/events.py [--quick]
 
 pipeline   payload -> events -> windows -> frames of 2 x 128 x 128, one thread, by encoding: million events per second of
            processor time (time.thread_time), the best of several runs. The peer, which takes turns with it, is plain NumPy
@@ -16,9 +16,7 @@ The server's model is a small convolution on 34 x 34 pixels with random weights:
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 from event_server import Row, ServerProcess, events_on, latency, throughput, write_model
+from results import save
 from rich.console import Console
 from rich.table import Table
 
@@ -214,40 +213,31 @@ def show(console: Console, title: str, rows: list[Row]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer events and runs")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/events.json"))
-    parser.add_argument("--only", choices=("pipeline", "filters", "server"))
     options = parser.parse_args()
     count, runs = (1 << 20, 3) if options.quick else (1 << 22, 7)
     console = Console(width=160)
     method = (__doc__ or "").split("\n\n", 1)[1]
     console.print(method)
-    machine = {
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
+    parts = {
+        "Decode, windows and frames (128 x 128), one thread": pipeline(count, runs),
+        "Filters (346 x 260), one thread": filters(count // 2, runs),
     }
-    console.print(machine)
-    report: Row = {"method": method, "machine": machine}
-    if options.only in (None, "pipeline"):
-        report["pipeline"] = pipeline(count, runs)
-        show(console, "Decode, windows and frames (128 x 128), one thread", report["pipeline"])
-    if options.only in (None, "filters"):
-        report["filters"] = filters(count // 2, runs)
-        show(console, "Filters (346 x 260), one thread", report["filters"])
-    if options.only in (None, "server"):
-        with tempfile.TemporaryDirectory() as folder:
-            write_model(Path(folder))
-            with ServerProcess(Path(folder)) as server:
-                report["server"] = throughput(server, 4 * count)
-                show(console, "Through gRPC", [report["server"]])
-                seconds = 3.0 if options.quick else 10.0
-                report["latency"] = [latency(server, rate, seconds) for rate in (1e3, 1e5, 1e7)]
-                show(console, "Latency after a window has closed", report["latency"])
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"written to {options.json}")
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder))
+        with ServerProcess(Path(folder)) as server:
+            parts["Through gRPC"] = [throughput(server, 4 * count)]
+            seconds = 3.0 if options.quick else 10.0
+            parts["Latency after a window has closed"] = [
+                latency(server, rate, seconds) for rate in (1e3, 1e5, 1e7)
+            ]
+    for title, rows in parts.items():
+        show(console, title, rows)
+    pipelines = next(iter(parts.values()))
+    ratios = {
+        f"{row['encoding']}_vs_plain_numpy": row["ratio"] for row in pipelines if row["ratio"]
+    }
+    rows = [{"part": title, **row} for title, rows in parts.items() for row in rows]
+    save("events", method, {"events": count, "runs": runs}, rows, ratios)
 
 
 if __name__ == "__main__":

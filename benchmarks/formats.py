@@ -5,15 +5,13 @@ process with one thread (time.process_time), the best of several runs, whole fil
 the second one take turns in the same process. `exact` means that every column of every event is equal. A second reader
 called loop is one of benchmarks/plain_readers.py, written from the format's specification; its speed is not compared.
 
-Writes benchmarks/results/formats.json; --docs puts the table of that file into docs/event-formats.md.
+Writes benchmarks/results/formats.json, of which benchmarks/report.py makes the table in docs/event-formats.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import tarfile
 import tempfile
 import time
@@ -27,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import plain_readers
+from results import save
 from rich.console import Console
 from rich.table import Table
 
@@ -35,8 +34,6 @@ from spiketrain.events.formats import nmnist
 
 Reader = Callable[[Path], Any]
 DATA = Path(os.environ.get("SPIKETRAIN_DATA", "data"))
-RESULTS = Path(__file__).parent / "results/formats.json"
-PAGE = Path(__file__).parents[1] / "docs/event-formats.md"
 
 
 class Case(NamedTuple):
@@ -278,28 +275,6 @@ def cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def write_docs(report: dict[str, Any], page: Path) -> None:
-    """Puts the table between the two marks of the page."""
-    begin, end = "<!-- table of benchmarks/results/formats.json -->", "<!-- end of the table -->"
-    machine = report["machine"]
-    lines = [
-        begin,
-        "",
-        f"| {' | '.join(TITLES)} |",
-        f"|{'|'.join('---:' if t in ('events', 'seconds', 'Mev/s', 'second', 'ratio') else '---' for t in TITLES)}|",
-        *(f"| {' | '.join(cells(row))} |" for row in report["files"]),
-        "",
-        f"{machine['machine']}, {machine['cpus']} processors with a load of {machine['load']:.1f}, "
-        f"Python {machine['python']}, NumPy {machine['numpy']}; processor time of one thread.",
-        "",
-        end,
-    ]
-    text = page.read_text()
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    page.write_text(before + "\n".join(lines) + after)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the genuine recordings")
@@ -307,23 +282,10 @@ def main() -> None:
         "--events", type=int, default=1_000_000, help="events in self-written files"
     )
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--json", type=Path, default=RESULTS)
-    parser.add_argument("--docs", action="store_true", help="only write the page, from the file")
     options = parser.parse_args()
-    if options.docs:
-        write_docs(json.loads(options.json.read_text()), PAGE)
-        return
     method = (__doc__ or "").split("\n\n")[1]
-    machine = {
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
     console = Console(width=220)
     console.print(f"Method: {method}")
-    console.print(machine)
     rows = []
     table = Table(*TITLES)
     with tempfile.TemporaryDirectory() as folder:
@@ -334,9 +296,12 @@ def main() -> None:
             rows.append(measured(case, options.runs))
             table.add_row(*cells(rows[-1]))
     console.print(table)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    report = {"method": method, "machine": machine, "files": rows}
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    ratios = {
+        f"{row['format']}_{row['file']}_vs_second": row["mev_per_s"] / row["second_mev_per_s"]
+        for row in rows
+        if row["second_mev_per_s"] is not None
+    }
+    save("formats", method, {"runs": options.runs}, rows, ratios)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Puts the figures of results/*.json into the tables of docs/performance.md: nobody types them.
+"""Puts the figures of results/*.json into the tables of the documentation: nobody types them.
 
 A table stands between `<!-- NAME -->` and `<!-- end -->`, where NAME is a file of results/. It is written anew from that file; one
 whose file is not there is left as it is.
@@ -17,7 +17,8 @@ from typing import Any
 
 from results import RESULTS
 
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = ("performance.md", "event-formats.md", "streaming.md")
 _PLACE = re.compile(r"(<!-- (?P<name>[a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MAIN_RATIOS = re.compile(r"(exit_\w+_vs_(spikingjelly|best)|server_over_engine)_c\d+|latency.*")
 
@@ -104,6 +105,45 @@ def soak(result: Result) -> str:
     return said + ratio_list(result["ratios"])
 
 
+def formats(result: Result) -> str:
+    titles = ["format", "file", "origin", "events", "seconds", "exactness"]
+    titles += ["Mev/s", "second reader, Mev/s", "ratio"]
+    lines = []
+    for row in result["rows"]:
+        second = row["second_mev_per_s"]
+        lines.append(
+            [
+                row["format"],
+                row["file"],
+                row["origin"],
+                f"{row['events']:,}",
+                f"{row['seconds']:.4g}",
+                row["exactness"],
+                f"{row['mev_per_s']:.1f}",
+                f"{second:.1f}" if second else "",
+                f"{row['mev_per_s'] / second:.2f}" if second else "",
+            ]
+        )
+    return table(titles, lines)
+
+
+def events(result: Result) -> str:
+    """A table for each part; parts have columns of their own."""
+    said = ""
+    for part in dict.fromkeys(row["part"] for row in result["rows"]):
+        rows = [{**row} for row in result["rows"] if row["part"] == part]
+        titles = [key for key in rows[0] if key != "part"]
+        lines = [[_cell(row[key]) for key in titles] for row in rows]
+        said += f"{part}:\n\n{table([title.replace('_', ' ') for title in titles], lines)}\n"
+    return said
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return "" if value is None else str(value)
+
+
 def ratio_list(ratios: dict[str, float]) -> str:
     return table(["ratio", "value"], [[f"`{key}`", f"{v:.3g}"] for key, v in ratios.items()])
 
@@ -122,6 +162,8 @@ _WRITERS: dict[str, Callable[[Result], str]] = {
     "server": server,
     "streams": streams,
     "soak": soak,
+    "formats": formats,
+    "events": events,
 }
 
 
@@ -138,8 +180,10 @@ def filled(page: str) -> str:
 
 
 def main() -> None:
-    PAGE.write_text(filled(PAGE.read_text()))
-    sys.stdout.write(f"written: {PAGE}\n")
+    for name in PAGES:
+        page = DOCS / name
+        page.write_text(filled(page.read_text()))
+        sys.stdout.write(f"written: {page}\n")
 
 
 if __name__ == "__main__":

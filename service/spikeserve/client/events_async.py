@@ -70,7 +70,7 @@ class AsyncStreamClient:
 
     async def close(self) -> None:
         if self._farewells:
-            await asyncio.wait(self._farewells)
+            await asyncio.wait(self._farewells, timeout=2 * GIVE_UP_SECONDS)
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
