@@ -214,7 +214,7 @@ def stream_command(
         force=force,
         decision=None if decision is None else _checked(parse_decision)(decision),
     )
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     display: Display = JsonLines() if as_json else LiveTable() if Console().is_terminal else Lines()
     try:
         _stream(
