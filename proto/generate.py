@@ -18,13 +18,21 @@ TARGET = PROTO.parent / "service" / "spikeserve" / "grpc"
 
 # Each .proto file keeps the name by which other programs register it with protobuf, since one process cannot hold the
 # same messages under two file names; so protoc imports the messages from a package of that name. Ours are elsewhere:
-# file, the import that protoc writes, the one that is right here, and the folder under TARGET.
-FILES = [
+# file, the folder under TARGET, and the imports that protoc writes with those that are right here.
+FILES: list[tuple[str, str, dict[str, str]]] = [
     (
         "spikeserve/v1/spikeserve.proto",
-        "from spikeserve.v1 import",
-        "from spikeserve.grpc.v1 import",
         "v1",
+        {"from spikeserve.v1 import": "from spikeserve.grpc.v1 import"},
+    ),
+    ("model_config.proto", "v2", {}),
+    (
+        "grpc_service.proto",
+        "v2",
+        {
+            f"import {module}_pb2": f"from spikeserve.grpc.v2 import {module}_pb2"
+            for module in ("model_config", "grpc_service")
+        },
     ),
 ]
 
@@ -36,17 +44,24 @@ class GenerationError(RuntimeError):
 def generate(target: Path) -> list[Path]:
     """Write the code of all FILES under `target` (as it is under TARGET) and return what was written."""
     written = []
-    for file, imported, ours, folder in FILES:
+    for file, folder, imports in FILES:
         with tempfile.TemporaryDirectory() as scratch:
             _compile(file, scratch)
             stem = Path(file).with_suffix("")
-            for suffix in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi"):
+            calls = ("_pb2_grpc.py", "_pb2_grpc.pyi") if _has_calls(file) else ()
+            for suffix in ("_pb2.py", "_pb2.pyi", *calls):
                 text = (Path(scratch) / f"{stem}{suffix}").read_text()
+                for imported, ours in imports.items():
+                    text = text.replace(imported, ours)
                 path = target / folder / f"{stem.name}{suffix}"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text.replace(imported, ours))
+                path.write_text(text)
                 written.append(path)
     return written
+
+
+def _has_calls(file: str) -> bool:
+    return "\nservice " in (PROTO / file).read_text()
 
 
 def _compile(file: str, scratch: str) -> None:

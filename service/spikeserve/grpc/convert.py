@@ -33,7 +33,7 @@ PRIORITIES: dict[int, Priority | None] = {
 T = TypeVar("T")
 
 # A client without a deadline gets none; gRPC reports centuries for some of them.
-_FOREVER = 10 * 365 * 24 * 3600.0
+FOREVER = 10 * 365 * 24 * 3600.0
 
 
 def classify_request(message: pb.ClassifyRequest, remaining: float | None) -> ClassifyRequest:
@@ -52,9 +52,7 @@ def classify_request(message: pb.ClassifyRequest, remaining: float | None) -> Cl
         exit=_named(EXITS, "exit", message.exit),
         risk=message.risk if message.HasField("risk") else None,
         priority=_named(PRIORITIES, "priority", message.priority),
-        deadline=None
-        if remaining is None or remaining > _FOREVER
-        else time.monotonic() + remaining,
+        deadline=None if remaining is None or remaining > FOREVER else time.monotonic() + remaining,
     )
 
 

@@ -7,11 +7,13 @@ stops its own stream and holds nothing but its place, until the stream has been 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import grpc
 
+from spikeserve.access import Gate
 from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.grpc import convert
 from spikeserve.grpc.boundary import Context, Unreadable, current_call, unreadable
@@ -19,8 +21,6 @@ from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.settings import Settings
 from spikeserve.streams import Packet, Session, StreamOptions, Streams, WindowAnswer
 from spiketrain.events import wire
-
-T = TypeVar("T")
 
 
 class _TakenOverError(ServiceError):
@@ -32,7 +32,7 @@ class _TakenOverError(ServiceError):
         )
 
 
-async def serve_events(streams: Streams, settings: Settings, context: Context) -> None:
+async def serve_events(streams: Streams, settings: Settings, gate: Gate, context: Context) -> None:
     """The conversation of one StreamEvents call. Raises ServiceError; the stream is closed, unless it is resumable and
     it was only the connection that ended."""
     try:
@@ -49,7 +49,7 @@ async def serve_events(streams: Streams, settings: Settings, context: Context) -
     session, resumed = await _session(streams, settings, opening)
     model = session.stream.model
     current_call.get().answered_by(model.name, model.version)
-    conversation = _Conversation(session, context)
+    conversation = _Conversation(session, gate, context)
     try:
         await conversation.run(opening, resumed, streams.parking.seconds)
     except _TakenOverError:
@@ -116,13 +116,19 @@ def _name(message: pb.EventMessage) -> str:
 class _Conversation:
     """One connection's part of a session."""
 
-    def __init__(self, session: Session, context: Context) -> None:
+    def __init__(self, session: Session, gate: Gate, context: Context) -> None:
+        self._gate = gate
         self._session = session
         self._context = context
         self._taken_over = session.taken_over
         self._closed = asyncio.create_task(session.stream.wait_closed())
 
     async def run(self, opening: pb.OpenStream, resumed: bool, seconds: float) -> None:
+        """Raises the reason for which the server closed the stream meanwhile, or that it gave it away."""
+        with self._until_closed():
+            await self._converse(opening, resumed, seconds)
+
+    async def _converse(self, opening: pb.OpenStream, resumed: bool, seconds: float) -> None:
         session = self._session
         first, again = session.answers_from(opening.next_window) if resumed else (0, [])
         opened = convert.stream_opened(session, resumed, seconds)
@@ -130,7 +136,7 @@ class _Conversation:
         await self._write(pb.EventAnswer(opened=opened))
         await self._answer(again)
         while not session.finished:
-            message = await self._unless_closed(self._context.read())
+            message = await self._context.read()
             if message is grpc.aio.EOF:
                 if session.resumable:
                     # The client has gone without a word, and may come back.
@@ -140,8 +146,8 @@ class _Conversation:
             session.acknowledge(checked.next_window)
             if checked.WhichOneof("kind") == "end":
                 break
-            await self._answer(await self._unless_closed(self._take(checked)))
-        await self._answer(await self._unless_closed(session.finish()))
+            await self._answer(await self._take(checked))
+        await self._answer(await session.finish())
         await self._write(pb.EventAnswer(ended=convert.stream_ended(session)))
 
     def close(self) -> None:
@@ -152,9 +158,10 @@ class _Conversation:
         if kind == "events":
             packet = message.events
             layout = convert.encoding(packet.encoding, self._session.terms[1])
-            return await self._session.feed(
-                Packet(packet.sequence, layout, packet.payload, packet.base_us)
-            )
+            with self._gate.metered(self._session):
+                return await self._session.feed(
+                    Packet(packet.sequence, layout, packet.payload, packet.base_us)
+                )
         if kind == "advance":
             return await self._session.advance(message.advance.time_us)
         raise ServiceError(
@@ -169,18 +176,31 @@ class _Conversation:
             await self._write(pb.EventAnswer(window=window))
 
     async def _write(self, answer: pb.EventAnswer) -> None:
-        await self._unless_closed(self._context.write(answer))
+        await self._context.write(answer)
 
-    async def _unless_closed(self, action: Awaitable[T]) -> T:
-        """The result of `action`, or the reason for which the server closed the stream meanwhile, or gave it away."""
-        task: asyncio.Future[T] = asyncio.ensure_future(action)
-        waiting: set[asyncio.Future[Any]] = {task, self._closed, self._taken_over}
+    @contextmanager
+    def _until_closed(self) -> Iterator[None]:
+        """Interrupts what it is around. Waiting for each step beside the two futures would cost more than the step."""
+        task = asyncio.current_task()
+        reasons: list[ServiceError] = []
+
+        def interrupt(ended: asyncio.Future[Any]) -> None:
+            reason = _TakenOverError() if ended is self._taken_over else ended.result()
+            if reason is not None and not reasons and task is not None:
+                own = isinstance(reason, _TakenOverError)
+                reasons.append(reason if own else reason.again())
+                task.cancel()
+
+        ends: tuple[asyncio.Future[Any], ...] = (self._taken_over, self._closed)
+        for end in ends:
+            end.add_done_callback(interrupt)
         try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done() and self._taken_over.done():
-                raise _TakenOverError
-            if not task.done() and (reason := self._closed.result()) is not None:
-                raise reason.again()
-            return await task
+            yield
+        except asyncio.CancelledError:
+            # Somebody else may have cancelled too: then that goes before.
+            if not reasons or task is None or task.uncancel():
+                raise
+            raise reasons[0] from None
         finally:
-            task.cancel()
+            for end in ends:
+                end.remove_done_callback(interrupt)

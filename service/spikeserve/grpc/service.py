@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from spikeserve.access import Gate
 from spikeserve.catalog import find_model
 from spikeserve.classify import Classifier
 from spikeserve.grpc import convert
@@ -29,7 +30,9 @@ class SpikeServe(SpikeServeServicer):
         repository: Repository,
         classifier: Classifier,
         streams: Streams,
+        gate: Gate,
     ) -> None:
+        self._gate = gate
         self._settings = settings
         self._metrics = metrics
         self._repository = repository
@@ -43,7 +46,9 @@ class SpikeServe(SpikeServeServicer):
         current_call.get().answered_by(result.model, result.version)
         began = time.perf_counter()
         response = convert.classify_response(result)
-        self._metrics.stage("encode", time.perf_counter() - began, result.model, result.version)
+        took = time.perf_counter() - began
+        self._metrics.stage("encode", took, result.model, result.version)
+        self._classifier.spans.stages({"encode": took}, result.model, result.version)
         return response
 
     # A coroutine that reads and writes by itself can stop waiting for a client that does not read; the generated
@@ -51,7 +56,7 @@ class SpikeServe(SpikeServeServicer):
     async def StreamEvents(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.EventMessage], context: Context
     ) -> None:
-        await serve_events(self._streams, self._settings, context)
+        await serve_events(self._streams, self._settings, self._gate, context)
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Any

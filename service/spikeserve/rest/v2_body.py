@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import Response
 
-from spikeserve.oip.infer import InferAnswer, InferRequest, WantedOutput
+from spikeserve.oip.models import TensorSpec
+from spikeserve.oip.request import InferAnswer, InferRequest, WantedOutput
 from spikeserve.oip.tensors import (
+    DATATYPES,
     NamedTensor,
     checked_shape,
     from_bytes,
@@ -32,14 +36,24 @@ class ReplyForm:
 
 
 def read_request(
-    model: str, version: str | None, body: bytes, length: str | None
+    model: str,
+    version: str | None,
+    body: bytes,
+    length: str | None,
+    raw_input: Callable[[], TensorSpec],
 ) -> tuple[InferRequest, ReplyForm]:
-    """`length` is the header that says where the JSON ends. Raises ServiceError MALFORMED."""
+    """`length` is the header that says where the JSON ends. Where it is 0 there is none: the body is one sample of
+    `raw_input`, and all outputs are sent as bytes. Raises ServiceError MALFORMED."""
     end = len(body)
     if length is not None:
-        if not length.isdecimal() or not 0 < int(length[:20]) <= end:
-            raise malformed(f"{_LENGTH} must be from 1 to {end}, got: {length:.40}")
+        if not (length.isascii() and length.isdecimal()) or not int(length[:20]) <= end:
+            raise malformed(
+                f"{_LENGTH}: inference header size should be in range (0, {end}), got: {length:.40}"
+            )
         end = int(length)
+    if length is not None and end == 0:
+        request = InferRequest(model, version, [_raw(body, raw_input())])
+        return request, ReplyForm(all_binary=True)
     content = json_object(body[:end])
     parameters = _parameters(content, "the request")
     rest = _Rest(body[end:])
@@ -120,6 +134,14 @@ class _Rest:
         left = len(self._data) - self._at
         if left:
             raise malformed(f"{left} bytes after the last tensor: no binary_data_size claims them")
+
+
+def _raw(body: bytes, spec: TensorSpec) -> NamedTensor:
+    shape = (1, *spec.dims) if spec.batched else spec.shape
+    if -1 in shape:
+        row = DATATYPES[spec.datatype].itemsize * math.prod(n for n in shape if n >= 0)
+        shape = tuple(len(body) // row if n == -1 else n for n in shape)
+    return from_bytes(spec.name, spec.datatype, shape, body)
 
 
 def _input(content: Any, rest: _Rest) -> NamedTensor:

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
 from spikeserve.errors import ErrorKind, ServiceError
+from spikeserve.rest.access import CHALLENGE
+
+V2_ERRORS: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "Any error",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["error"],
+                    "properties": {"error": {"type": "string"}},
+                }
+            }
+        },
+    }
+}
+"""For the description of the routes."""
 
 _PREFIX = "/v2"
 # Triton's clients know one status for a request that is wrong in itself.
@@ -20,6 +38,8 @@ def is_v2(path: str) -> bool:
 def v2_error(error: ServiceError) -> Response:
     kind = ErrorKind.MALFORMED if error.kind in _AS_MALFORMED else error.kind
     reply = JSONResponse({"error": error.message}, kind.http_status)
+    if error.kind is ErrorKind.UNAUTHENTICATED:
+        reply.headers["WWW-Authenticate"] = CHALLENGE
     if error.retry_after is not None:
         reply.headers["Retry-After"] = str(math.ceil(error.retry_after))
     if kind is ErrorKind.TOO_LARGE:

@@ -1,0 +1,1 @@
+"""Generated from proto/grpc_service.proto and proto/model_config.proto."""
