@@ -13,9 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from spikeserve import __version__
+from spikeserve.cli_batch import batch_command
+from spikeserve.cli_keys import app as key_app
 from spikeserve.cli_stream import stream_command
 from spikeserve.client import Classification, Client, ClientError
-from spikeserve.client.http import DEFAULT_URL
+from spikeserve.client.http import DEFAULT_URL, ClassifyTerms, Exit, Priority
 from spikeserve.settings import Settings, SettingsError, load_settings
 
 app = typer.Typer(
@@ -63,10 +65,16 @@ def serve(
     models: Annotated[
         list[Path] | None, typer.Option("--models", help=_described("models"))
     ] = None,
+    watch: Annotated[bool | None, typer.Option("--watch", help=_described("watch"))] = None,
     default_model: Annotated[str | None, typer.Option(help=_described("default_model"))] = None,
     host: Annotated[str | None, typer.Option(help=_described("host"))] = None,
     http_port: Annotated[int | None, typer.Option(help=_described("http_port"))] = None,
     grpc_port: Annotated[int | None, typer.Option(help=_described("grpc_port"))] = None,
+    admin_port: Annotated[int | None, typer.Option(help=_described("admin_port"))] = None,
+    keys: Annotated[Path | None, typer.Option(help=_described("keys"))] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help=_described("tls_cert"))] = None,
+    tls_key: Annotated[Path | None, typer.Option(help=_described("tls_key"))] = None,
+    tls_client_ca: Annotated[Path | None, typer.Option(help=_described("tls_client_ca"))] = None,
     slots: Annotated[int | None, typer.Option(help=_described("slots"))] = None,
     drain_seconds: Annotated[float | None, typer.Option(help=_described("drain_seconds"))] = None,
     log_format: Annotated[str | None, typer.Option(help=_described("log_format"))] = None,
@@ -80,10 +88,16 @@ def serve(
     try:
         settings = load_settings(
             models=tuple(models) if models else None,
+            watch=watch,
             default_model=default_model,
             host=host,
             http_port=http_port,
             grpc_port=grpc_port,
+            admin_port=admin_port,
+            keys=keys,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_client_ca=tls_client_ca,
             slots=slots,
             drain_seconds=drain_seconds,
             log_format=log_format,
@@ -104,17 +118,37 @@ def classify(
     model_version: Version = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="How many classes to show.")] = None,
     timesteps: Annotated[int | None, typer.Option(min=1, help="How many timesteps to run.")] = None,
+    exit_: Annotated[
+        Exit | None,
+        typer.Option("--exit", help="How readily to answer before the last timestep."),
+    ] = None,
+    risk: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of --exit: the share of answers that may differ from those after all timesteps."
+        ),
+    ] = None,
+    priority: Annotated[
+        Priority | None, typer.Option(help="Who goes first among those that wait.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Send pictures to a server and print what it sees in them. Status 1 if one of them has no answer."""
-    console = Console(highlight=False, soft_wrap=True)
+    terms: ClassifyTerms = {
+        "model": model,
+        "version": model_version,
+        "top_k": top_k,
+        "timesteps": timesteps,
+        "exit": exit_,
+        "risk": risk,
+        "priority": priority,
+    }
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     failures = 0
     with Client(server) as client:
         for image in images:
             try:
-                result = client.classify(
-                    image, model=model, version=model_version, top_k=top_k, timesteps=timesteps
-                )
+                result = client.classify(image, **terms)
             except (ClientError, OSError) as error:
                 failures += 1
                 complain(f"{image}: {error}")
@@ -165,14 +199,16 @@ def models(server: Server = DEFAULT_URL, as_json: Json = False) -> None:
             str(each.timesteps or ""),
         )
         table.add_row(*(escape(cell) for cell in row))
-    Console(highlight=False, soft_wrap=True).print(table)
+    Console(highlight=False, soft_wrap=True, emoji=False).print(table)
 
 
 app.command("stream")(stream_command)
+app.command("batch")(batch_command)
+app.add_typer(key_app, name="key")
 
 
 def complain(message: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
+    Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(
         f"[red]error:[/red] {escape(message)}"
     )
 

@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -49,9 +49,59 @@ class Settings(BaseSettings):
     grpc_port: int = Field(8001, ge=0, le=65535)
     """Port of gRPC. 0 lets the system choose one."""
 
+    admin_port: int | None = Field(None, ge=0, le=65535)
+    """Port on which models are managed, over HTTP, and nowhere else. It has all other routes too. 0 lets the system choose
+    one. Unless given, models are managed on the HTTP and gRPC ports, by those who may."""
+
+    admin_host: str = "127.0.0.1"
+    """Address of the admin port."""
+
+    admin: Literal["keys", "open"] = "keys"
+    """Who may manage models on the HTTP and gRPC ports. keys: holders of a key with the scope admin; open: everybody,
+    where there are no keys."""
+
+    keys: Path | None = None
+    """File of API keys, made by `spikeserve key create`. It may be changed while the server runs. Unless given, no key
+    is asked for."""
+
+    tls_cert: Path | None = None
+    """Certificate chain in PEM, for both ports. Unless given they are not encrypted."""
+
+    tls_key: Path | None = None
+    """Private key of the certificate, in PEM."""
+
+    tls_client_ca: Path | None = None
+    """Certificates, in PEM, of who signs clients' certificates. Given, clients without one are refused (mutual TLS)."""
+
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins of web pages that may use the server, such as https://lab.example.org; in the environment separated by
+    spaces. * is every page. Unless given, only the server's own page may."""
+
     models: Annotated[tuple[Path, ...], NoDecode] = (BUNDLED_MODELS,)
     """Folders of checkpoints, or single files; in the environment separated as in PATH. A folder has
-    ANYTHING.safetensors (version 1, named by its manifest) or NAME/VERSION.safetensors."""
+    ANYTHING.safetensors (version 1, named by its manifest) or NAME/VERSION.safetensors, with NAME/settings.toml; or .onnx
+    files that were exported from checkpoints."""
+
+    watch: bool = False
+    """Follow the folders of models: load what is put there or changes, unload what is taken away. Without it models
+    are loaded at the start, and afterwards by POST /models/NAME/load or the Open Inference Protocol."""
+
+    sources: Annotated[tuple[str, ...], NoDecode] = ()
+    """Models elsewhere: addresses (s3://, gs://, https://, file://) of folders of models, or of single files with
+    #sha256=DIGEST; in the environment separated by spaces. They are copied into a cache, verified, and served beside
+    the folders in `models`, or instead of the bundled ones."""
+
+    source_cache: Path | None = None
+    """Folder for the copies of models from elsewhere. Unless given, spikeserve/models in the user's cache folder."""
+
+    refresh_seconds: float | None = Field(None, gt=0)
+    """How often the addresses in `sources` are looked at for something new. Unless given, only at the start."""
+
+    offline: bool = False
+    """Serve the copies of models from elsewhere as they are, and reach for nothing."""
+
+    retire_seconds: float = Field(300.0, ge=0)
+    """How long streams may go on with a model that was replaced or unloaded; then they are ended."""
 
     default_model: str | None = None
     """Model for requests that name none. Unless given, and where it takes other input, the first by name that fits."""
@@ -79,11 +129,23 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(16 << 20, ge=1)
     """Largest body of a request and largest picture, in bytes."""
 
+    receive_seconds: float = Field(60.0, gt=0, allow_inf_nan=False)
+    """A request whose body has not arrived after so long is refused."""
+
     max_message_bytes: int = Field(4 << 20, ge=1)
     """Largest message of an event stream, over gRPC or a WebSocket, in bytes."""
 
     max_pixels: int = Field(40_000_000, ge=1, le=89_478_485)
     """Largest picture, in pixels; read from its header before anything is decoded."""
+
+    max_requests: int = Field(4096, ge=1)
+    """Requests under way at once, at most, besides event streams; further ones are refused at once."""
+
+    queue_seconds: float = Field(60.0, gt=0, allow_inf_nan=False)
+    """A picture that has waited for a slot for so long is refused."""
+
+    events_per_second: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Events of all streams together, on average over a second. Unless given, there is no such limit."""
 
     max_streams: int = Field(1024, ge=1)
     """Event streams open at once, over all models, at most."""
@@ -124,17 +186,33 @@ class Settings(BaseSettings):
 
     precision: Literal["auto", "float32", "bfloat16", "int16", "int8"] = "auto"
     """Of the weights. On a GPU bfloat16, which auto takes there, or float32. On a processor int8 is the fastest and
-    changes some answers, unless the checkpoint was quantised; int16 is as good as float32. auto takes the faster of
-    those that change no answer beyond rounding: float32 and int16, or int8 for a quantised checkpoint."""
+    changes some answers, unless the checkpoint was quantised; int16 computes neurons near their threshold once more in
+    float32, and answers as that does. auto takes the faster of those that change no answer beyond rounding: float32 and
+    int16, or int8 for a quantised checkpoint."""
 
     stall_seconds: float = Field(60.0, gt=0)
     """A timestep that takes longer than this makes the server not ready."""
+
+    probe_share: float = Field(0.01, ge=0, le=1)
+    """Part of one processor that each model may use to run some of its samples once more and look at every neuron, for
+    silent and saturated neurons and stuck pixels. 0 leaves that out; 1 looks at all samples that there is time for."""
+
+    shutdown_delay_seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """How long the server goes on taking requests after it was told to stop, while it says that it is not ready. So long
+    load balancers need to notice: a little more than the time between their checks."""
+
+    exit_with_parent: bool = False
+    """Stop, as on SIGTERM, when the process that started the server has ended. On Linux."""
 
     drain_seconds: float = Field(20.0, ge=0)
     """How long requests under way may take to finish once the server was told to stop."""
 
     log_format: Literal["text", "json"] = "text"
     """Readable lines, or one JSON object a line."""
+
+    otel: bool = False
+    """Send a trace of each request, with spans for decode, queue, compute and encode, to an OpenTelemetry collector: the
+    one that OTEL_EXPORTER_OTLP_ENDPOINT names, else http://localhost:4317. Needs the extra `otel`."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe messages that are logged."""
@@ -147,6 +225,19 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(Path(part) for part in value.split(os.pathsep) if part)
         return value
+
+    @field_validator("cors_origins", "sources", mode="before")
+    @classmethod
+    def _split_words(cls, value: Any) -> Any:
+        return tuple(value.split()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Settings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key are needed both")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        return self
 
     @field_validator("models")
     @classmethod

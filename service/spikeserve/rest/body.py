@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from spikeserve.access import current_caller
 from spikeserve.errors import ErrorKind, ServiceError
 
 T = TypeVar("T")
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """All of the body, at most `limit` bytes. Raises ServiceError: TOO_LARGE, UNSUPPORTED_MEDIA, CANCELLED."""
+async def read_body(request: Request, limit: int, encodings: Sequence[str] = ()) -> bytes:
+    """All of the body, at most `limit` bytes, in one of these content encodings or in none.
+
+    Raises ServiceError: TOO_LARGE, UNSUPPORTED_MEDIA, CANCELLED.
+    """
+    limit, name = current_caller.get().whole("max_body_bytes", limit)
     encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
+    if encoding.lower() not in ("identity", *encodings):
         raise ServiceError(
             ErrorKind.UNSUPPORTED_MEDIA,
-            f"Content-Encoding {encoding!r}: send the body as it is, without compression",
+            f"Content-Encoding {encoding!r:.60}: send the body as it is, without compression",
         )
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
-        raise _too_large(limit)
+        raise _too_large(limit, name)
     body = bytearray()
     try:
         async for chunk in request.stream():
             if len(body) + len(chunk) > limit:
-                raise _too_large(limit)
+                raise _too_large(limit, name)
             body += chunk
     except ClientDisconnect:
         raise _gone() from None
@@ -56,10 +61,10 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _too_large(limit: int) -> ServiceError:
+def _too_large(limit: int, name: str) -> ServiceError:
     return ServiceError(
         ErrorKind.TOO_LARGE,
-        f"the body has more than {limit} bytes, the limit (SPIKESERVE_MAX_BODY_BYTES)",
+        f"the body has more than {limit} bytes, the limit ({name})",
     )
 
 

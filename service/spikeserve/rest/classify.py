@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from spikeserve.classify import Classifier, ClassifyRequest
 from spikeserve.engine import Priority
 from spikeserve.metrics import Metrics
 from spikeserve.rest.body import while_connected
+from spikeserve.rest.query import query_parameters, query_reader
 from spikeserve.rest.replies import ClassifyReply, classify_reply
 from spikeserve.rest.upload import ClassifyOptions, JsonUpload, read_upload
 from spikeserve.settings import Settings
@@ -25,8 +26,9 @@ _FORM = {
         "description": "the picture as a file in the field `image`; the options may be further fields",
     }
 }
-# The body is read by our own code, which keeps to the limit while it reads, so the framework has to be told of it.
+# The body and the query are read by our own code, so the framework has to be told of them.
 _BODY: dict[str, Any] = {
+    "parameters": query_parameters(ClassifyOptions),
     "requestBody": {
         "required": True,
         "content": {
@@ -37,7 +39,7 @@ _BODY: dict[str, Any] = {
             "multipart/form-data": _FORM,
             "application/json": {"schema": JsonUpload.model_json_schema()},
         },
-    }
+    },
 }
 
 Patience = Annotated[
@@ -53,14 +55,13 @@ Patience = Annotated[
 
 def classify_router(classifier: Classifier, metrics: Metrics, settings: Settings) -> APIRouter:
     router = APIRouter(tags=["classify"])
+    in_query = query_reader(ClassifyOptions)
 
     @router.post("/classify", response_model=ClassifyReply, openapi_extra=_BODY)
-    async def classify(
-        request: Request, options: Annotated[ClassifyOptions, Query()], patience: Patience = None
-    ) -> Response:
+    async def classify(request: Request, patience: Patience = None) -> Response:
         """Classifies one picture: PNG, JPEG, WebP, BMP or GIF, told apart by content."""
         deadline = None if patience is None else time.monotonic() + patience
-        image, options = await read_upload(request, options, settings.max_body_bytes)
+        image, options = await read_upload(request, in_query(request), settings.max_body_bytes)
         asked = ClassifyRequest(
             image=image,
             model=options.model,
@@ -77,7 +78,9 @@ def classify_router(classifier: Classifier, metrics: Metrics, settings: Settings
         request.state.model, request.state.version = result.model, result.version
         began = time.perf_counter()
         reply = Response(classify_reply(result).model_dump_json(), media_type="application/json")
-        metrics.stage("encode", time.perf_counter() - began, result.model, result.version)
+        took = time.perf_counter() - began
+        metrics.stage("encode", took, result.model, result.version)
+        classifier.spans.stages({"encode": took}, result.model, result.version)
         return reply
 
     return router

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from spikeserve import logs
 from spikeserve.errors import ErrorKind, ServiceError
+from spikeserve.rest.access import CHALLENGE
 from spikeserve.rest.v2_errors import is_v2, v2_error
 
 MEDIA_TYPE = "application/problem+json"
@@ -103,6 +104,8 @@ def problem(
     if error.kind is ErrorKind.TOO_LARGE:
         # What is left of the body is not wanted, so the connection cannot be used again.
         reply.headers["Connection"] = "close"
+    if error.kind is ErrorKind.UNAUTHENTICATED:
+        reply.headers["WWW-Authenticate"] = CHALLENGE
     reply.headers.update(headers or {})
     return reply
 

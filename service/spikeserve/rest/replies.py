@@ -72,8 +72,12 @@ def classify_reply(result: Classification) -> ClassifyReply:
 class ModelReply(BaseModel):
     name: str
     version: str
-    state: str = Field(description="loading, ready or failed")
-    reason: str | None = Field(None, description="why it failed")
+    state: str = Field(description="loading, ready, failed, unloading or unloaded")
+    reason: str | None = Field(
+        None,
+        description="why it failed; of a model that is ready, why its file as it is now cannot take its place",
+    )
+    labels: list[str] = []
     default: bool = Field(description="whether it answers requests that name no model")
     input: str | None = Field(None, description="image or events")
     shape: list[int] | None = Field(
@@ -100,6 +104,7 @@ def model_reply(info: ModelInfo) -> ModelReply:
         version=info.version,
         state=info.state,
         reason=info.reason,
+        labels=list(info.labels),
         default=info.default,
     )
     if info.manifest is None:
@@ -116,3 +121,4 @@ def model_reply(info: ModelInfo) -> ModelReply:
 
 class HealthReply(BaseModel):
     status: str
+    progress: str | None = Field(None, description="while the models are loaded for the first time")

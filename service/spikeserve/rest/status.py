@@ -12,6 +12,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from spikeserve import __version__
+from spikeserve.drift import Report
+from spikeserve.errors import ServiceError
 from spikeserve.health import Health
 from spikeserve.metrics import Metrics
 from spikeserve.refusals import Refusals
@@ -29,6 +31,33 @@ class LatencyReply(BaseModel):
     p99: float
 
 
+class LayerDriftReply(BaseModel):
+    name: str
+    shift: float = Field(
+        description="distance of the firing rate from that on held-out data, in standard deviations between samples"
+    )
+    score: float = Field(description="1 raises an alarm")
+    silent: float | None = Field(
+        None, description="share of neurons that fired for no sample of the last group"
+    )
+    saturated: float | None = Field(
+        None, description="share of neurons that fired at 95 % of the last group's timesteps"
+    )
+
+
+class DriftReply(BaseModel):
+    """How the model's neurons fire, against its checkpoint's profile."""
+
+    state: str = Field(description="steady, drifting, or unknown: no profile, or nothing seen yet")
+    reasons: list[str] = Field(description="what drifts, where something does")
+    samples: int
+    probes: int = Field(description="samples of which every neuron was looked at")
+    scores: dict[str, float] = Field(description="by signal; 1 raises an alarm")
+    layers: list[LayerDriftReply]
+    hot_pixels: int | None = Field(description="inputs that were on throughout the last group")
+    dark_pixels: int | None = Field(description="inputs that were off throughout the last group")
+
+
 class ModelStatusReply(BaseModel):
     name: str
     version: str
@@ -44,6 +73,7 @@ class ModelStatusReply(BaseModel):
         description="by stage, since the server began; interpolated in the histogram's buckets, "
         "as Prometheus does",
     )
+    drift: DriftReply | None = None
 
 
 class StreamsStatusReply(BaseModel):
@@ -137,7 +167,11 @@ def _model(
     )
     if info.state != "ready":
         return reply
-    engine = repository.get(info.name, info.version).engine
+    try:
+        model = repository.get(info.name, info.version)
+    except ServiceError:  # unloaded since it was listed
+        return reply.model_copy(update={"state": "unloading"})
+    engine = model.engine
     stages = buckets.get((info.name, info.version), {})
     return reply.model_copy(
         update={
@@ -148,7 +182,30 @@ def _model(
             "latency_seconds": {
                 stage: _latency(counts) for stage, counts in stages.items() if counts[-1].count
             },
+            "drift": _drift(model.watch.monitor.report()),
         }
+    )
+
+
+def _drift(report: Report) -> DriftReply:
+    return DriftReply(
+        state=report.state,
+        reasons=list(report.reasons),
+        samples=report.samples,
+        probes=report.probes,
+        scores={str(signal): score for signal, score in report.scores.items()},
+        layers=[
+            LayerDriftReply(
+                name=name,
+                shift=layer.shift,
+                score=layer.score,
+                silent=layer.silent,
+                saturated=layer.saturated,
+            )
+            for name, layer in report.layers.items()
+        ],
+        hot_pixels=report.hot_pixels,
+        dark_pixels=report.dark_pixels,
     )
 
 

@@ -28,7 +28,8 @@ def system_router(health: Health, metrics: Metrics) -> APIRouter:
     @router.get("/health/ready", responses={503: {"model": HealthReply}})
     async def ready() -> Response:
         """200 where requests are welcome: the models are warm, and the server is not about to stop."""
-        return JSONResponse({"status": health.state}, 200 if health.ready else 503)
+        reply = HealthReply(status=health.state, progress=health.progress)
+        return JSONResponse(reply.model_dump(exclude_none=True), 200 if health.ready else 503)
 
     @router.get("/metrics", include_in_schema=False)
     async def scrape() -> Response:

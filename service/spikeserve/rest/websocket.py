@@ -27,10 +27,12 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from spikeserve import logs
+from spikeserve.access import Gate
 from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.metrics import Metrics
 from spikeserve.refusals import Refusals
 from spikeserve.requests import request_id
+from spikeserve.rest.access import credentials
 from spikeserve.rest.event_replies import window_reply
 from spikeserve.rest.events import EventsOptions
 from spikeserve.rest.problems import describe, problem, translate
@@ -54,7 +56,7 @@ _CODES = {
 
 
 def websocket_router(
-    streams: Streams, metrics: Metrics, settings: Settings, refusals: Refusals
+    streams: Streams, metrics: Metrics, settings: Settings, refusals: Refusals, gate: Gate
 ) -> APIRouter:
     router = APIRouter()
 
@@ -65,8 +67,9 @@ def websocket_router(
         failure: ServiceError | None = None
         try:
             _check_origin(websocket)
-            await websocket.accept(headers=[(b"x-request-id", call.request_id.encode())])
-            await _Conversation(websocket, streams, settings, call).run()
+            with gate.admit(("stream",), credentials(websocket)):
+                await websocket.accept(headers=[(b"x-request-id", call.request_id.encode())])
+                await _Conversation(websocket, streams, settings, call, gate).run()
         except WebSocketDisconnect:
             pass
         except Exception as error:
@@ -99,8 +102,14 @@ class _Call:
 
 class _Conversation:
     def __init__(
-        self, websocket: WebSocket, streams: Streams, settings: Settings, call: _Call
+        self,
+        websocket: WebSocket,
+        streams: Streams,
+        settings: Settings,
+        call: _Call,
+        gate: Gate,
     ) -> None:
+        self._gate = gate
         self._websocket = websocket
         self._streams = streams
         self._settings = settings
@@ -152,7 +161,8 @@ class _Conversation:
         """The answers to the next message; None where it was the last."""
         message = await self._unless_closed(self._receive())
         if isinstance(message, bytes):
-            return await self._unless_closed(session.feed(_packet(message)))
+            with self._gate.metered(session):
+                return await self._unless_closed(session.feed(_packet(message)))
         said = _said(message)
         if said == {"end": True}:
             return None

@@ -149,6 +149,46 @@ async def test_a_second_signal_ends_it_at_once(process: Process) -> None:
     writer.close()
 
 
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a process of its parent's end"
+)
+async def test_a_server_whose_parent_was_killed_ends(model_folder: Path) -> None:
+    serve = [sys.executable, "-m", "spikeserve", "serve", "--http-port", "0", "--grpc-port", "0"]
+    environment = os.environ | {
+        "SPIKESERVE_MODELS": str(model_folder),
+        "SPIKESERVE_EXECUTOR": "reference",
+        "SPIKESERVE_EXIT_WITH_PARENT": "1",
+    }
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", f"import subprocess; subprocess.run({serve!r})"),
+        stderr=asyncio.subprocess.PIPE,
+        env=environment,
+    )
+    running = Process(parent)
+    await running.seen(r"spikeserve: ready\n")
+    running.signal(signal.SIGKILL)
+    await running.seen(r"SIGTERM received")
+    # The end of the log is that of the last process that could write to it.
+    assert await running.status() == -signal.SIGKILL
+    assert "spikeserve: stopped" in running.log
+
+
+async def test_a_server_told_to_stop_while_it_starts_stops(model_folder: Path) -> None:
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "spikeserve", "serve", "--http-port", "0", "--grpc-port", "0"),
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | {"SPIKESERVE_MODELS": str(model_folder)},
+    )
+    running = Process(child)
+    await running.seen(r"gRPC on port \d+ are open")
+    running.signal(signal.SIGTERM)
+    assert await running.status() == 0
+    assert "spikeserve: stopped" in running.log
+    assert "Traceback" not in running.log
+
+
 @pytest.mark.parametrize("which", ["http", "grpc"])
 async def test_a_port_that_is_taken_is_a_clear_error(make_settings, which: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -110,6 +110,9 @@ async def test_the_description_of_the_routes_names_all_of_them(http: httpx.Async
         "/status",
         "/models",
         "/models/{name}",
+        "/models/{name}/load",
+        "/models/{name}/unload",
+        "/models/{name}/labels",
         "/health/live",
         "/health/ready",
     }
