@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +66,13 @@ def options(values: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def render(helm: str) -> Iterator[Render]:
+def render(helm: str) -> Render:
     def rendered(*values: str) -> list[dict[str, Any]]:
         done = run(helm, "template", "digits", str(CHART), *options(list(values)))
         assert done.returncode == 0, done.stderr
         return [each for each in yaml.safe_load_all(done.stdout) if each]
 
-    yield rendered
+    return rendered
 
 
 def only(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:

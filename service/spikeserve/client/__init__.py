@@ -21,7 +21,7 @@ from spikeserve.client.answers import (
 from spikeserve.client.errors import ClientError, ServerError, UnreachableError
 from spikeserve.client.events import EventStream, StreamClient
 from spikeserve.client.events_async import AsyncEventStream, AsyncStreamClient
-from spikeserve.client.http import AsyncClient, Client
+from spikeserve.client.http import AsyncClient, ClassifyTerms, Client
 from spikeserve.client.packets import Advance, Packet, Words, cut, cut_words, paced
 from spikeserve.client.terms import StreamTerms
 from spikeserve.client.timeline import RecordingTerms, Stretch, Timeline, TimelineWindow
@@ -32,6 +32,7 @@ __all__ = [
     "AsyncEventStream",
     "AsyncStreamClient",
     "Classification",
+    "ClassifyTerms",
     "Client",
     "ClientError",
     "Decision",

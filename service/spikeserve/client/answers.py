@@ -15,7 +15,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Classification:
-    """`predictions` are the likeliest classes, likeliest first; `firing_rates` by layer, spikes per neuron per timestep."""
+    """`predictions` are the likeliest classes, likeliest first; `firing_rates` by layer, spikes per neuron per timestep.
+
+    With early exit at most the share `exit_risk` of such answers differs from that after all timesteps; 0 where it was off.
+    """
 
     model: str
     version: str
@@ -26,6 +29,7 @@ class Classification:
     synaptic_operations: int
     energy_joules: float
     timing_seconds: dict[str, float]
+    exit_risk: float = 0.0
 
     @property
     def best(self) -> Prediction:

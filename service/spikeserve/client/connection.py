@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -25,6 +28,15 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_receive_message_length", 16 << 20),
 ]
+
+STREAM_ID_HEADER = "x-stream-id"
+
+
+def stream_id() -> tuple[str, str]:
+    """Metadata that is the same for all connections of one stream: a gateway that hashes it sends them all to the server
+    that has the stream's state."""
+    return STREAM_ID_HEADER, uuid.uuid4().hex
+
 
 _BROKEN = (
     grpc.StatusCode.UNAVAILABLE,
@@ -63,3 +75,15 @@ class Outage:
         if not broke(error) and not refused_for_now(error):
             raise from_rpc(error, self._target) from error
         self._error = error
+
+
+def with_key(metadata: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """The metadata, with the key of the environment where it has none."""
+    named = any(name.lower() in ("x-api-key", "authorization") for name, _ in metadata)
+    return (*metadata, *(() if named else api_key()))
+
+
+def api_key(key: str | None = None) -> tuple[tuple[str, str], ...]:
+    """Header or metadata with this key, or with that of the environment, where there is one."""
+    key = key or os.environ.get("SPIKESERVE_API_KEY")
+    return (("x-api-key", key),) if key else ()

@@ -20,6 +20,8 @@ from spikeserve.client.connection import (
     KEEP_BYTES,
     Outage,
     broke,
+    stream_id,
+    with_key,
 )
 from spikeserve.client.errors import ClientError, from_rpc
 from spikeserve.client.outbox import Outbox
@@ -47,7 +49,7 @@ class StreamClient:
     ) -> None:
         self._target = target
         self._patience = reconnect_seconds
-        self._metadata = tuple(metadata)
+        self._metadata = with_key(metadata)
         self._channel = (
             grpc.insecure_channel(target, CHANNEL_OPTIONS)
             if credentials is None
@@ -60,10 +62,11 @@ class StreamClient:
 
         Raises ClientError when the answers are read.
         """
+        metadata = (*self._metadata, stream_id())
         progress = Progress(open_message(terms, self._patience > 0))
 
         def call(messages: Iterator[pb.EventMessage], timeout: float | None = None) -> Any:
-            return self._stub.StreamEvents(messages, timeout=timeout, metadata=self._metadata)
+            return self._stub.StreamEvents(messages, timeout=timeout, metadata=metadata)
 
         sender = _Sender(packets, progress, KEEP_BYTES if self._patience > 0 else 0)
         return EventStream(call, sender, progress, self._target, self._patience)

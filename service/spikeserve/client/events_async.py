@@ -19,6 +19,8 @@ from spikeserve.client.connection import (
     KEEP_BYTES,
     Outage,
     broke,
+    stream_id,
+    with_key,
 )
 from spikeserve.client.errors import from_rpc
 from spikeserve.client.events import _Closed
@@ -44,7 +46,7 @@ class AsyncStreamClient:
     ) -> None:
         self._target = target
         self._patience = reconnect_seconds
-        self._metadata = tuple(metadata)
+        self._metadata = with_key(metadata)
         self._channel = (
             grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
             if credentials is None
@@ -57,10 +59,11 @@ class AsyncStreamClient:
         self, packets: Iterable[Packet] | AsyncIterable[Packet], **terms: Unpack[StreamTerms]
     ) -> AsyncEventStream:
         """As `StreamClient.stream`."""
+        metadata = (*self._metadata, stream_id())
         progress = Progress(open_message(terms, self._patience > 0))
 
         def call(messages: AsyncIterator[pb.EventMessage], timeout: float | None = None) -> Any:
-            return self._stub.StreamEvents(messages, timeout=timeout, metadata=self._metadata)
+            return self._stub.StreamEvents(messages, timeout=timeout, metadata=metadata)
 
         source = _each(packets) if isinstance(packets, Iterable) else packets
         sender = _Sender(source, progress, KEEP_BYTES if self._patience > 0 else 0)
@@ -71,7 +74,10 @@ class AsyncStreamClient:
     async def close(self) -> None:
         if self._farewells:
             await asyncio.wait(self._farewells, timeout=2 * GIVE_UP_SECONDS)
-        await self._channel.close()
+        # Whoever interrupts a stream shall not have to wait for a transport that does not come to its end.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GIVE_UP_SECONDS):
+                await self._channel.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Literal, Self, TypedDict, Unpack
 from urllib.parse import quote
 
 import httpx
 
 from spikeserve.client.answers import Classification, ModelSummary, Prediction
+from spikeserve.client.connection import api_key
 from spikeserve.client.errors import ClientError, ServerError, UnreachableError, seconds
 from spikeserve.client.timeline import RecordingTerms, Timeline, recording_query
 
@@ -19,29 +21,51 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 Image = bytes | str | Path
 """The bytes of a file, or its path."""
 
+Exit = Literal["off", "balanced", "fast"]
+Priority = Literal["high", "normal", "low"]
+
+
+class ClassifyTerms(TypedDict, total=False):
+    """What is left out, or None, is the server's, or the model's, default.
+
+    `exit` or `risk`, not both, says how readily the picture may leave before its last timestep, with a model that has
+    exits: risk is the share of answers that may differ from those after all timesteps, balanced stands for 0.005 and
+    fast for 0.02. `priority` orders the pictures that wait. `rates` says whether with the firing rates of the layers.
+    """
+
+    model: str | None
+    version: str | None
+    top_k: int | None
+    timesteps: int | None
+    rates: bool | None
+    exit: Exit | None
+    risk: float | None
+    priority: Priority | None
+
 
 class Client:
-    """A server's REST interface at `url`. Raises ClientError; `timeout` is in seconds, for one request."""
+    """A server's REST interface at `url`. Raises ClientError; `timeout` is in seconds, for one request.
 
-    def __init__(self, url: str = DEFAULT_URL, timeout: float = 30.0) -> None:
+    `key` is an API key, unless given that of the environment, SPIKESERVE_API_KEY; `verify` is as httpx has it, for TLS.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        timeout: float = 30.0,
+        *,
+        key: str | None = None,
+        verify: ssl.SSLContext | bool = True,
+    ) -> None:
         self._url = url.rstrip("/")
         self._timeout = timeout
-        self._http = httpx.Client(timeout=timeout)
+        self._http = httpx.Client(timeout=timeout, headers=dict(api_key(key)), verify=verify)
 
-    def classify(
-        self,
-        image: Image,
-        *,
-        model: str | None = None,
-        version: str | None = None,
-        top_k: int | None = None,
-        timesteps: int | None = None,
-        rates: bool | None = None,
-    ) -> Classification:
-        """What is left out is the server's default. Raises OSError for a path that cannot be read."""
-        query = _query(model=model, version=version, top_k=top_k, timesteps=timesteps, rates=rates)
+    def classify(self, image: Image, **terms: Unpack[ClassifyTerms]) -> Classification:
+        """Raises OSError for a path that cannot be read."""
         content = image if isinstance(image, bytes) else Path(image).read_bytes()
-        reply = self._send("POST", "/classify", query, content, _classify_headers(self._timeout))
+        headers = _classify_headers(self._timeout)
+        reply = self._send("POST", "/classify", _query(**terms), content, headers)
         return _classification(reply)
 
     def classify_events(self, recording: Image, **terms: Unpack[RecordingTerms]) -> Timeline:
@@ -94,26 +118,22 @@ class Client:
 class AsyncClient:
     """`Client` for asyncio."""
 
-    def __init__(self, url: str = DEFAULT_URL, timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        timeout: float = 30.0,
+        *,
+        key: str | None = None,
+        verify: ssl.SSLContext | bool = True,
+    ) -> None:
         self._url = url.rstrip("/")
         self._timeout = timeout
-        self._http = httpx.AsyncClient(timeout=timeout)
+        self._http = httpx.AsyncClient(timeout=timeout, headers=dict(api_key(key)), verify=verify)
 
-    async def classify(
-        self,
-        image: bytes,
-        *,
-        model: str | None = None,
-        version: str | None = None,
-        top_k: int | None = None,
-        timesteps: int | None = None,
-        rates: bool | None = None,
-    ) -> Classification:
+    async def classify(self, image: bytes, **terms: Unpack[ClassifyTerms]) -> Classification:
         """Takes the bytes of an image file: reading files is left to the caller, whose event loop it would hold up."""
-        query = _query(model=model, version=version, top_k=top_k, timesteps=timesteps, rates=rates)
-        reply = await self._send(
-            "POST", "/classify", query, image, _classify_headers(self._timeout)
-        )
+        headers = _classify_headers(self._timeout)
+        reply = await self._send("POST", "/classify", _query(**terms), image, headers)
         return _classification(reply)
 
     async def classify_events(self, recording: bytes, **terms: Unpack[RecordingTerms]) -> Timeline:
@@ -189,7 +209,7 @@ class _transport_errors:  # noqa: N801 - reads as a statement
             raise ClientError(f"{self._url!r} is not the URL of a server: {error}") from error
 
 
-def _query(**options: str | int | bool | None) -> dict[str, str]:
+def _query(**options: Any) -> dict[str, str]:
     given = {name: value for name, value in options.items() if value is not None}
     return {
         name: str(value).lower() if isinstance(value, bool) else str(value)
@@ -230,6 +250,7 @@ def _classification(reply: dict[str, Any]) -> Classification:
         predictions=tuple(Prediction(**one) for one in reply["predictions"]),
         timesteps_used=reply["timesteps"]["used"],
         timesteps_of=reply["timesteps"]["of"],
+        exit_risk=reply["timesteps"].get("risk", 0.0),
         firing_rates=reply["firing_rates"],
         synaptic_operations=reply["synaptic_operations"],
         energy_joules=reply["energy_joules"],
