@@ -40,19 +40,7 @@ class Checkpoint(NamedTuple):
     def network(self) -> Network:
         """The network with these weights, in evaluation mode. Raises CheckpointError where they do not fit."""
         manifest = self.manifest
-        try:
-            # What a file claims of its network is checked before any memory is taken for it.
-            with torch.device("meta"):
-                network = build_network(
-                    manifest.network.name,
-                    manifest.network.arguments,
-                    manifest.neuron,
-                    manifest.timesteps,
-                    manifest.layers,
-                )
-                network.neuron_shapes()
-        except Exception as error:  # arguments from a file can be wrong in any way
-            raise CheckpointError(f"{manifest.name}: network: {error}") from error
+        network = bare_network(manifest)
         try:
             tensors = dequantised(manifest, self.tensors)
         except QuantisationError as error:
@@ -70,16 +58,37 @@ class Checkpoint(NamedTuple):
                     f"{manifest.name}: tensor {name!r} has shape {tuple(tensors[name].shape)}, "
                     f"the network needs {tuple(tensor.shape)}"
                 )
-        if network.classes != len(manifest.classes):
-            raise CheckpointError(
-                f"{manifest.name}: classes: {len(manifest.classes)} names for a network with {network.classes} outputs"
-            )
-        if network.input_shape != manifest.input.shape:
-            raise CheckpointError(
-                f"{manifest.name}: input.shape is {manifest.input.shape}, the network takes {network.input_shape}"
-            )
         network.to_empty(device="cpu").load_state_dict(tensors)
         return network.eval()
+
+
+def bare_network(manifest: Manifest) -> Network:
+    """The network that a manifest describes, on the meta device: all but its tensors.
+
+    Raises CheckpointError, naming the field, for a network that there is not.
+    """
+    try:
+        # What a file claims of its network is checked before any memory is taken for it.
+        with torch.device("meta"):
+            network = build_network(
+                manifest.network.name,
+                manifest.network.arguments,
+                manifest.neuron,
+                manifest.timesteps,
+                manifest.layers,
+            )
+            network.neuron_shapes()
+    except Exception as error:  # arguments from a file can be wrong in any way
+        raise CheckpointError(f"{manifest.name}: network: {error}") from error
+    if network.classes != len(manifest.classes):
+        raise CheckpointError(
+            f"{manifest.name}: classes: {len(manifest.classes)} names for a network with {network.classes} outputs"
+        )
+    if network.input_shape != manifest.input.shape:
+        raise CheckpointError(
+            f"{manifest.name}: input.shape is {manifest.input.shape}, the network takes {network.input_shape}"
+        )
+    return network
 
 
 # What a model computes; the rest of a manifest is said about it.
@@ -108,12 +117,14 @@ def model_digest(manifest: Manifest, tensors: Mapping[str, Tensor]) -> str:
 def save_checkpoint(path: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> Manifest:
     """Write the file, whole or not at all; returns the manifest with the digest filled in.
 
-    Exits that were found for another model, such as the one that this was converted from, are left out.
+    Exits and a profile that are of another model, such as the one that this was converted from, are left out.
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = model_digest(manifest, kept)
     exits = manifest.exit if manifest.exit and manifest.exit.model == digest else None
-    manifest = manifest.model_copy(update={"digest": digest, "exit": exits})
+    health = manifest.health if manifest.health and manifest.health.model == digest else None
+    changes = {"digest": digest, "exit": exits, "health": health}
+    manifest = manifest.model_copy(update=changes)
     metadata = {"manifest": manifest.model_dump_json(), "seal": _UNSEALED}
     data = bytearray(safetensors.torch.save(kept, metadata))
     at = _seal_position(data)
@@ -160,7 +171,7 @@ def parse_checkpoint(data: bytes, source: str) -> Checkpoint:
         raise CheckpointError(
             f"{source}: seal: the file was changed or damaged after it was written; copy it again from its source"
         )
-    manifest = _manifest(metadata["manifest"], source)
+    manifest = parse_manifest(metadata["manifest"], source)
     try:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError) as error:
@@ -170,6 +181,10 @@ def parse_checkpoint(data: bytes, source: str) -> Checkpoint:
     if manifest.exit is not None and manifest.exit.model != manifest.digest:
         raise CheckpointError(
             f"{source}: manifest.exit: found for another model; run spiketrain calibrate-exit for this one"
+        )
+    if manifest.health is not None and manifest.health.model != manifest.digest:
+        raise CheckpointError(
+            f"{source}: manifest.health: measured of another model; run spiketrain profile for this one"
         )
     return Checkpoint(manifest, tensors)
 
@@ -189,7 +204,8 @@ def _metadata(data: bytes, source: str) -> dict[str, str]:
     return dict(metadata)
 
 
-def _manifest(text: str, source: str) -> Manifest:
+def parse_manifest(text: str, source: str) -> Manifest:
+    """A manifest from JSON. Raises CheckpointError, naming `source` and the field."""
     try:
         version = json.loads(text).get("format_version")
     except (ValueError, AttributeError, RecursionError) as error:

@@ -1,4 +1,5 @@
-"""The command line: spiketrain train | evaluate | calibrate-exit | convert | quantise | export | import | inspect."""
+"""The command line: spiketrain train | evaluate | calibrate-exit | profile | convert | quantise | export | import | inspect |
+data list | prepare | check."""
 
 from __future__ import annotations
 
@@ -10,14 +11,18 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from spiketrain.convert.command import convert
-from spiketrain.convert.export_command import export, import_model
+from spiketrain.convert.export_command import export
+from spiketrain.data_commands import app as data_app
 from spiketrain.exit_command import calibrate_exit
+from spiketrain.importers.command import import_model
 from spiketrain.inspect import inspect_file
+from spiketrain.profile_command import profile
 from spiketrain.quantise_command import quantise
+from spiketrain.report.command import report
 from spiketrain.train import TrainingError
 from spiketrain.training_commands import evaluate_checkpoint, train
 
-messages = Console(stderr=True)
+messages = Console(stderr=True, emoji=False)
 
 
 class _Commands(TyperGroup):
@@ -49,10 +54,13 @@ app = typer.Typer(
 app.command()(train)
 app.command("evaluate")(evaluate_checkpoint)
 app.command("calibrate-exit")(calibrate_exit)
+app.command()(profile)
 app.command()(convert)
 app.command()(quantise)
+app.command()(report)
 app.command()(export)
 app.command("import")(import_model)
+app.add_typer(data_app, name="data")
 
 
 @app.command()

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from spiketrain.networks import Network, SharedDropout, with_plain_weights
@@ -48,7 +49,14 @@ _TRANSPARENT = (
     nn.ModuleList,
     nn.Sequential,
 )
-_COUNTABLE = (*_WEIGHTED, *_BATCH_NORMS, *_AVERAGES, nn.AdaptiveAvgPool2d, *_TRANSPARENT)
+_COUNTABLE = (
+    *_WEIGHTED,
+    *_BATCH_NORMS,
+    *_AVERAGES,
+    nn.AdaptiveAvgPool2d,
+    nn.MaxPool2d,
+    *_TRANSPARENT,
+)
 
 
 def fan_out(network: Network) -> dict[str, Tensor]:
@@ -57,10 +65,13 @@ def fan_out(network: Network) -> dict[str, Tensor]:
     By layer, a tensor of whole numbers shaped like one sample of the layer. Weights that a spike reaches are counted
     as they are used: taps that fall on padding are not, strides and what a pooling leaves over are right, an average
     pooling passes a spike on to every weight behind its window, and a pooling that enlarges passes on every copy.
+    A max pooling of spikes passes on the first of its window and nothing for the others of the same timestep. Which
+    one is first is not known beforehand, so each is counted as if it were: behind a max pooling the operations are an
+    upper bound, and exact wherever no two neurons of a window fire at once.
     A spike that reaches a neuron without a weight on its way, through an identity shortcut, counts as one operation
     for each neuron reached: it is one addition, though no weight is stored for it (SpikingJelly leaves these out).
 
-    Raises ValueError for a network with a module whose operations per spike are not a constant, such as max pooling.
+    Raises ValueError for a network with a module whose operations per spike are not known, such as a softmax.
     """
     unit = _unit_network(network)
     reached = _Reached(unit)
@@ -69,6 +80,8 @@ def fan_out(network: Network) -> dict[str, Tensor]:
             module.register_forward_hook(reached.at_weights)
         elif isinstance(module, nn.AdaptiveAvgPool2d):
             module.register_forward_hook(_as_sum)
+        elif isinstance(module, nn.MaxPool2d):
+            module.register_forward_hook(_each_as_first)
     with torch.enable_grad():
         x = next(unit.parameters()).new_zeros(1, *unit.input_shape)
         reached.count(unit.body(unit.encode(x).detach(), reached))
@@ -179,7 +192,7 @@ def _unit_network(network: Network) -> Network:
         own = next(module.parameters(recurse=False), None) is not None
         if (own or not list(module.children())) and not isinstance(module, _COUNTABLE):
             raise ValueError(
-                f"{name} is a {type(module).__name__}: its operations per spike are not a constant, "
+                f"{name} is a {type(module).__name__}: its operations per spike are not known, "
                 "so synaptic operations cannot be counted by neuron"
             )
     for module in unit.modules():
@@ -212,6 +225,22 @@ def _as_sum(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tenso
     (before_h, before_w), (h, w) = inputs[0].shape[-2:], output.shape[-2:]
     sizes = torch.outer(_bin_sizes(before_h, h), _bin_sizes(before_w, w))
     return output * sizes.to(output)
+
+
+def _each_as_first(module: nn.MaxPool2d, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Max pooling as if each value of a window were the only one: their sum."""
+    if module.dilation not in (1, (1, 1)):
+        raise ValueError(
+            f"a max pooling with dilation {module.dilation}: its windows are not counted"
+        )
+    return functional.avg_pool2d(
+        inputs[0],
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.ceil_mode,
+        divisor_override=1,
+    )
 
 
 def _bin_sizes(size: int, bins: int) -> Tensor:

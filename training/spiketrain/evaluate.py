@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,11 +66,42 @@ def running_answers(logits: Tensor, readout: str) -> Tensor:
     return logits.cumsum(0) / steps.view(-1, 1, 1)
 
 
+def merged(parts: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation of the samples of all parts, which are those of one network."""
+    if len(parts) == 1:
+        return parts[0]
+    logits, labels = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "labels")
+    )
+    shares = torch.tensor([part.samples for part in parts], dtype=torch.double) / len(labels)
+
+    def mean(values: Iterable[Tensor]) -> Tensor:
+        return sum((v * share for v, share in zip(values, shares, strict=True)), torch.zeros(()))
+
+    steps = mean(torch.tensor(p.accuracy_by_timestep, dtype=torch.double) for p in parts)
+    names = parts[0].rates
+    return Evaluation(
+        samples=len(labels),
+        accuracy=steps[-1].item(),
+        loss=functional.cross_entropy(logits, labels).item(),
+        accuracy_by_timestep=tuple(steps.tolist()),
+        logits=logits,
+        labels=labels,
+        rates={name: torch.cat([part.rates[name] for part in parts]) for name in names},
+        rates_by_timestep={
+            name: mean(part.rates_by_timestep[name] for part in parts) for name in names
+        },
+    )
+
+
 @torch.no_grad()
 def evaluate(
     network: Network, batches: Iterable[tuple[Tensor, Tensor]], timesteps: int | None = None
 ) -> Evaluation:
-    """Run a network, in evaluation mode, over batches of inputs ([N, ...] or [T, N, ...]) and labels [N]."""
+    """Run a network, in evaluation mode, over batches of inputs ([N, ...] or [T, N, ...]) and labels [N].
+
+    Batches are on the network's device; what is found is on the CPU.
+    """
     training = network.training
     network.eval()
     logits, labels, right = [], [], []
@@ -79,13 +110,13 @@ def evaluate(
     for x, y in batches:
         run = network(x, timesteps)
         prefixes = running_answers(run.logits, network.logit_readout)
-        right.append((prefixes.argmax(2) == y).sum(1))
-        logits.append(prefixes[-1])
-        labels.append(y)
+        right.append((prefixes.argmax(2) == y).sum(1).cpu())
+        logits.append(prefixes[-1].cpu())
+        labels.append(y.cpu())
         for name, spikes in run.spikes.items():
             by_sample = spikes.flatten(2).mean(2)
-            rates.setdefault(name, []).append(by_sample.mean(0))
-            by_timestep.setdefault(name, []).append(by_sample.sum(1))
+            rates.setdefault(name, []).append(by_sample.mean(0).cpu())
+            by_timestep.setdefault(name, []).append(by_sample.sum(1).cpu())
     network.train(training)
     if not labels:
         raise ValueError("nothing to evaluate: no batches")

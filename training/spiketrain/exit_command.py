@@ -29,7 +29,7 @@ from spiketrain.exit_fit import CONFIDENCE, RISKS, fit_exits
 from spiketrain.inspect import exit_table
 from spiketrain.training_commands import DataFolder, Threads
 
-output = Console()
+output = Console(emoji=False)
 
 _SPLIT: SplitName = "validation"
 

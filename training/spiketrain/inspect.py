@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spiketrain.checkpoint import Checkpoint, load_checkpoint
 from spiketrain.exit import ExitTable
-from spiketrain.manifest import Manifest
+from spiketrain.manifest import HealthProfile, Manifest, Spread
 from spiketrain.networks import Network
 
 _BAR = 40
@@ -94,6 +94,8 @@ def _tables(path: Path, size: int, checkpoint: Checkpoint, network: Network) -> 
         parts.append(_pairs("conversion", manifest.conversion))
     if manifest.exit is not None:
         parts.append(exit_table(manifest.exit))
+    if manifest.health is not None:
+        parts.append(health_table(manifest.health))
     parts += [_rates(manifest, network), _tensors(checkpoint, network)]
     return Group(*parts, *_not_shown(manifest))
 
@@ -122,6 +124,23 @@ def exit_table(table: ExitTable) -> Table:
     return shown
 
 
+def health_table(health: HealthProfile) -> Table:
+    """Each layer's firing rate by sample, and the neurons that stay silent or saturated in a group, in %."""
+    about = f"health, {health.dataset} {health.split}: {health.samples} samples, groups of {health.group}, in %"
+    shown = Table(title=Text(_plain(about)), title_justify="left", box=box.SIMPLE_HEAD)
+    shown.add_column("layer", no_wrap=True)
+    for heading in ("rate", "first timestep", "silent", "saturated"):
+        shown.add_column(heading, justify="right")
+    for name, layer in health.layers.items():
+        spreads = (layer.rate, layer.first, layer.silent, layer.saturated)
+        shown.add_row(Text(_plain(name)), *map(_spread, spreads))
+    return shown
+
+
+def _spread(spread: Spread | None) -> str:
+    return "" if spread is None else f"{100 * spread.mean:.2f} ± {100 * spread.std:.2f}"
+
+
 # What the tables above are made of. A field that is not here is shown as it is, so that none is ever left out.
 _SHOWN = {
     "format_version",
@@ -138,6 +157,7 @@ _SHOWN = {
     "firing_rates",
     "conversion",
     "exit",
+    "health",
     "digest",
 }
 

@@ -88,9 +88,12 @@ class EventInput(_Model):
     sensor: tuple[int, int] = Field(description="width, height of the camera's sensor in pixels")
     shape: tuple[int, int, int] = Field(description="2, height, width of one frame")
     window: Window
-    orientation: Literal["sensor", "flip-x", "flip-y", "transpose", "rotate-90"] = Field(
+    orientation: Literal[
+        "sensor", "flip-x", "flip-y", "transpose", "rotate-90", "anti-transpose"
+    ] = Field(
         "sensor",
-        description="how frames lie against raw sensor coordinates (x right, y down); rotate-90 is clockwise",
+        description="how frames lie against raw sensor coordinates (x right, y down); rotate-90 is clockwise; "
+        "anti-transpose mirrors at the other diagonal than transpose",
     )
     polarity: Literal["on-is-1", "on-is-0"] = Field(
         "on-is-1", description="which bit value means brighter in the events it was trained with"
@@ -99,6 +102,11 @@ class EventInput(_Model):
         None, gt=0, description="counts above this are cut to it; 1 is a binary frame"
     )
     scale: float = Field(1.0, gt=0, description="counts are multiplied by this after clipping")
+    resize: Literal["whole", "bilinear", "antialiased"] = Field(
+        "whole",
+        description="how the sensor's pixels become those of `shape`. whole: the sensor is a whole multiple, and "
+        "counts add up; bilinear, antialiased: counts are clipped, then resized as a picture is",
+    )
     filters: tuple[FilterRule, ...] = Field(
         (),
         max_length=MAX_FILTERS,
@@ -117,10 +125,12 @@ class EventInput(_Model):
 
     @model_serializer(mode="wrap")
     def _without_no_filters(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The digest of a checkpoint is that of its input as it is written; those without filters keep theirs.
+        # The digest of a checkpoint is that of its input as it is written; those without these settings keep theirs.
         content: dict[str, Any] = handler(self)
         if not self.filters:
             content.pop("filters", None)
+        if self.resize == "whole":
+            content.pop("resize", None)
         return content
 
 
@@ -145,6 +155,39 @@ class RateProfile(_Model):
     p1: float
     p50: float
     p99: float
+
+
+class Spread(_Model):
+    """Mean and standard deviation."""
+
+    mean: float
+    std: float = Field(ge=0)
+
+
+class LayerHealth(_Model):
+    """How a layer behaves on healthy input. Rates are of one sample, in spikes per neuron per timestep, over all
+    timesteps and in the first; shares are of neurons, over a group of samples."""
+
+    rate: Spread
+    first: Spread | None = Field(None, description="none for events, whose streams go on")
+    silent: Spread = Field(description="neurons that fire for no sample of a group")
+    saturated: Spread = Field(description="neurons that fire at 95 % of a group's timesteps")
+
+
+class HealthProfile(_Model):
+    """What a server compares its traffic with, measured by `spiketrain profile` on held-out data."""
+
+    model: str = Field(description="the digest of the model that this was measured of")
+    dataset: str
+    split: str
+    samples: int = Field(gt=1)
+    group: int = Field(gt=0, description="samples after which neurons are judged")
+    layers: dict[str, LayerHealth]
+    channels: tuple[Spread, ...] = Field(
+        description="firing rate of each channel of the first layer, over samples"
+    )
+    hot_pixels: int = Field(ge=0, description="inputs on throughout a group, at most")
+    dark_pixels: int = Field(ge=0, description="inputs off throughout a group, at most")
 
 
 class TrainingRecord(_Model):
@@ -223,6 +266,7 @@ class Manifest(_Model):
         None,
         description="when a sample may leave before the last timestep, as `spiketrain calibrate-exit` found it",
     )
+    health: HealthProfile | None = None
     digest: str = Field(
         "", description="sha256 of the tensors and of all above that decides an answer"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
@@ -11,7 +13,7 @@ from spiketrain.recipe import TrainingSection
 
 
 def loss_of(logits: Tensor, y: Tensor, training: TrainingSection) -> Tensor:
-    """The recipe's loss of logits [T, N, classes] and labels [N].
+    """The recipe's loss of logits [T, N, classes] and labels, [N] or shares of the classes [N, classes].
 
     Per step: the mean over timesteps of the cross entropy, which makes every prefix of a run a usable classifier,
     plus `regulariser` times the mean squared distance of the logits to 1 or to the label (the CLIF repository's
@@ -22,7 +24,9 @@ def loss_of(logits: Tensor, y: Tensor, training: TrainingSection) -> Tensor:
     if training.loss == "mean":
         return functional.cross_entropy(logits.mean(0), y, label_smoothing=training.label_smoothing)
     every = functional.cross_entropy(
-        logits.flatten(0, 1), y.repeat(len(logits)), label_smoothing=training.label_smoothing
+        logits.flatten(0, 1),
+        y.repeat(len(logits), *(1,) * (y.dim() - 1)),
+        label_smoothing=training.label_smoothing,
     )
     if training.regulariser == 0:
         return every
@@ -67,9 +71,26 @@ def make_schedule(
         return torch.optim.lr_scheduler.OneCycleLR(
             optimizer, highest, total, pct_start=0.2, cycle_momentum=False
         )
-    period = total if training.cosine_epochs is None else training.cosine_epochs * steps
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, period)
+    if training.schedule == "cosine" and not training.warmup_steps:
+        period = total if training.cosine_epochs is None else training.cosine_epochs * steps
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, period)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: factor_at(step, training, steps)
+    )
+
+
+def factor_at(step: int, training: TrainingSection, steps: int) -> float:
+    """What the learning rate is times after `step` optimiser steps, of `steps` an epoch: steps, or a cosine, after a
+    warm-up."""
+    rising = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
+    if training.schedule == "steps":
+        passed = sum(step >= epoch * steps for epoch in training.milestones)
+        return rising * training.milestone_factor**passed
+    period = (training.cosine_epochs or training.epochs) * steps
+    return rising * (1 + math.cos(math.pi * step / period)) / 2
 
 
 def _one_hot(y: Tensor, logits: Tensor) -> Tensor:
+    if y.dim() == 2:
+        return y.to(logits.dtype)
     return functional.one_hot(y, logits.shape[-1]).to(logits.dtype)

@@ -21,7 +21,7 @@ from spiketrain.quantise import (
     quantised_tensors,
 )
 
-output = Console()
+output = Console(emoji=False)
 
 
 def quantise(

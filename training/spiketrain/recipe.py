@@ -18,7 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from spiketrain.data import EVENT_SETS, DvsSplit
 from spiketrain.data.augment import Transform
+from spiketrain.data.mixing import Mixing
 from spiketrain.data.recordings import RecordingFolder
 from spiketrain.manifest import EventInput, NetworkSpec
 from spiketrain.neurons import AnyNeuronConfig
@@ -32,14 +34,19 @@ _OF_RECORDINGS = ("folder", "labels", "validation_share", "test_share")
 
 # Settings of training that came after the first release, and are written only where they are set.
 _LATER_SETTINGS = (
+    "samples_per_epoch",
     "precision",
     "timestep_schedule",
     "decay_all",
     "neuron_learning_rate",
     "cosine_epochs",
+    "milestones",
+    "milestone_factor",
+    "warmup_steps",
     "target",
+    "accumulate",
 )
-_LATER_OF_DATA = (*_OF_RECORDINGS, "mean", "std")
+_LATER_OF_DATA = (*_OF_RECORDINGS, "size", "mean", "std", "split", "mix")
 
 
 class _Section(BaseModel):
@@ -51,6 +58,10 @@ class DataSection(_Section):
     validation_per_class: int | None = Field(None, gt=0)
     split_seed: int = 0
     augment: tuple[Transform, ...] = ()
+    size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = Field(
+        None,
+        description="height and width to which pictures are resized; the data set's own unless given",
+    )
     mean: tuple[float, ...] | None = Field(
         None, description="of each channel, for pictures; the data set's own unless given"
     )
@@ -60,6 +71,14 @@ class DataSection(_Section):
     )
     labels: str | None = Field(
         None, description="CSV file in `folder` with the recordings' labels; sub-folders without it"
+    )
+    split: DvsSplit | None = Field(
+        None,
+        description="of cifar10-dvs, which recordings are for training: the first 900 of each class in the order of "
+        "the number in their name, or of the name itself; numeric unless given",
+    )
+    mix: Mixing | None = Field(
+        None, description="mixup and CutMix of pairs of training samples; none unless given"
     )
     validation_share: float | None = Field(None, gt=0, lt=1)
     test_share: float | None = Field(None, gt=0, lt=1)
@@ -71,6 +90,8 @@ class DataSection(_Section):
             raise ValueError("recordings: set data.folder to the folder where they lie")
         if self.name != "recordings" and given:
             raise ValueError(f"{given[0]} is for data.name 'recordings', not {self.name!r}")
+        if self.split is not None and self.name != "cifar10-dvs":
+            raise ValueError(f"split is for data.name 'cifar10-dvs', not {self.name!r}")
         return self
 
     @property
@@ -93,6 +114,11 @@ class TrainingSection(_Section):
     timesteps: int = Field(gt=0)
     epochs: int = Field(gt=0)
     batch_size: int = Field(128, gt=0)
+    samples_per_epoch: int | None = Field(
+        None,
+        gt=0,
+        description="drawn anew for each epoch, where one through all samples takes too long; all of them unless given",
+    )
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -104,7 +130,20 @@ class TrainingSection(_Section):
     neuron_learning_rate: float = Field(
         1.0, gt=0, description="learning rate of the neurons' own parameters, as a factor"
     )
-    schedule: Literal["cosine", "one-cycle"] = "cosine"
+    schedule: Literal["cosine", "one-cycle", "steps"] = Field(
+        "cosine",
+        description="cosine: down to 0; one-cycle: up for a fifth, then down; steps: times `milestone_factor` at each "
+        "of `milestones`",
+    )
+    milestones: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        (), description="epochs after which the learning rate falls, for the schedule steps"
+    )
+    milestone_factor: float = Field(0.1, gt=0, lt=1)
+    warmup_steps: int = Field(
+        0,
+        ge=0,
+        description="optimiser steps in which the learning rate rises to its value, linearly",
+    )
     cosine_epochs: int | None = Field(
         None,
         gt=0,
@@ -128,6 +167,18 @@ class TrainingSection(_Section):
     gradient_clip: float | None = Field(
         None, gt=0, description="norm to which the gradient is clipped"
     )
+    accumulate: int = Field(
+        1,
+        gt=0,
+        description="parts in which a batch is computed, one after the other, for the memory of one; the step is that "
+        "of the whole batch, but for batch norms, whose statistics are those of a part",
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        exclude=True,
+        description="auto takes the GPU where there is one; a run may go on where it did not begin",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="arithmetic of convolutions and linear layers; weights, neurons and validation stay float32",
@@ -146,6 +197,12 @@ class TrainingSection(_Section):
             raise ValueError(f"timestep_schedule has more epochs than epochs = {self.epochs}")
         if any(timesteps > self.timesteps for _, timesteps in self.timestep_schedule):
             raise ValueError(f"timestep_schedule goes beyond timesteps = {self.timesteps}")
+        if (self.schedule == "steps") != bool(self.milestones):
+            raise ValueError("schedule 'steps' and milestones belong together")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}"
+            )
         return self
 
     def timesteps_of(self, epoch: int) -> int:
@@ -193,7 +250,7 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _window_for_events(self) -> Recipe:
-        if self.data.name.startswith(("nmnist", "recordings")) and self.events is None:
+        if self.data.name in EVENT_SETS and self.events is None:
             raise ValueError("an event data set needs an [events] section: sensor, shape, window")
         if self.events is not None and self.training.timestep_schedule:
             raise ValueError(

@@ -18,12 +18,13 @@ from spiketrain.convert.source import training_data
 from spiketrain.data import DataSet
 from spiketrain.evaluate import Evaluation, evaluate
 from spiketrain.manifest import Manifest
+from spiketrain.plan import plan_of
 from spiketrain.recipe import bundled_recipes, load_recipe
 from spiketrain.train import Progress as Step
 from spiketrain.train import Run
 
-output = Console()
-messages = Console(stderr=True)
+output = Console(emoji=False)
+messages = Console(stderr=True, emoji=False)
 
 DataFolder = Annotated[
     Path | None,
@@ -49,18 +50,50 @@ def train(
     ] = None,
     data: DataFolder = None,
     threads: Threads = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cpu, cuda, cuda:1 ...; the recipe's unless given: a GPU where there is one."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show the plan and train nothing: shapes, parameters, memory, samples per second, estimated time.",
+        ),
+    ] = False,
+    measure_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0, help="With --dry-run: about how long to measure the speed; 0 for not at all."
+        ),
+    ] = 10.0,
 ) -> None:
-    """Train a network by a recipe. A run that was stopped goes on from its last whole epoch."""
+    """Train a network by a recipe. A run that was stopped goes on from its last whole epoch.
+
+    On several GPUs or machines: torchrun --nproc-per-node 4 -m spiketrain train RECIPE.
+    """
     if recipe is None:
         for name in bundled_recipes():
             output.print(name)
         return
     if threads:
         torch.set_num_threads(threads)
-    parsed = load_recipe(recipe, settings or ())
+    chosen = [] if device is None else [f'training.device="{device}"']
+    parsed = load_recipe(recipe, [*(settings or ()), *chosen])
+    if dry_run:
+        output.print(plan_of(parsed, data, measure_seconds).table())
+        return
     run = Run(parsed, folder or Path("runs") / parsed.name, data)
-    with _Display() as display:
-        manifest = run.train(display.report)
+    try:
+        if not run.group.first:
+            run.train()
+            return
+        with _Display() as display:
+            manifest = run.train(display.report)
+    finally:
+        run.group.close()
     for accuracy in manifest.accuracy:
         output.print(f"{accuracy.split}: {accuracy.value:.2%} of {accuracy.samples} samples")
     output.print(f"best epoch by validation: {run.best_path}")
@@ -142,6 +175,8 @@ def _show(manifest: Manifest, dataset: DataSet, split: str, result: Evaluation) 
 class _Display:
     """A bar for the epoch in progress, and a line for each that is done."""
 
+    loss: str = ""
+
     def __enter__(self) -> _Display:
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -159,12 +194,14 @@ class _Display:
         self.bar.stop()
 
     def report(self, step: Step) -> None:
+        if step.loss is not None:
+            self.loss = f"{step.loss:.4f}"
         self.bar.update(
             self.task,
             completed=step.step,
             total=step.steps,
             epoch=f"{step.epoch}/{step.epochs}",
-            loss=f"{step.loss:.4f}",
+            loss=self.loss,
         )
         if step.validation is not None:
             rates = " ".join(f"{r.mean().item():.3f}" for r in step.validation.rates.values())

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from spiketrain.checkpoint import Checkpoint
 from spiketrain.convert import (
+    FAMILIES,
     PARTS,
     Calibration,
     ConversionError,
     ConversionReport,
+    Family,
     FineTuning,
     ablation,
     calibrate,
@@ -25,7 +27,7 @@ from spiketrain.convert.report import state_bytes
 from spiketrain.convert.weights import fit_weights
 from spiketrain.energy import fan_out
 from spiketrain.networks import Network
-from spiketrain.neurons import CLIFConfig, GLIFConfig, ILIFConfig, LIFConfig
+from spiketrain.neurons import CLIFConfig, GLIFConfig, ILIFConfig, LIFConfig, PLIFConfig
 from spiketrain.surrogate import Rectangle
 
 MakeCheckpoint = Callable[..., Checkpoint]
@@ -66,12 +68,31 @@ def test_a_calibrated_child_repeats_more_spikes_on_samples_it_was_not_calibrated
     assert record.arguments["calibrated_on"] == "train, 48"
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_parent_that_is_a_lif_by_another_name_is_repeated(
+    make_checkpoint: MakeCheckpoint, data: Batches, family: Family
+):
+    """PLIF and GLIF with its gates at their ends are repeated exactly by the family whose reset is theirs."""
+    inputs = [x for x, _ in data[:2]]
+    ends = {"gates": "hard", "alpha": 0.6, "beta": 0.4, "tau": 0.4, "subtract": 0.3}
+    soft = [PLIFConfig(reset="soft"), GLIFConfig(**ends, gamma=0.4)]
+    hard = [PLIFConfig(), GLIFConfig(**ends, gamma=0.6)]
+    for neuron in (*soft, *hard):
+        parent = make_checkpoint(neuron, dtype=torch.float32)
+        child = calibrate(parent, inputs, Calibration(family))
+        exact = neuron in (soft if family == "soft" else hard)
+        limit = 0.02 if exact else 0.8
+        assert mismatch(parent, child, data[2:]) < limit, neuron
+    with pytest.raises(ConversionError, match="gate alpha"):
+        calibrate(make_checkpoint(GLIFConfig(**ends | {"alpha": 0.4})), inputs, Calibration(family))
+
+
 def test_families_are_what_they_say(make_checkpoint: MakeCheckpoint, data: Batches):
     parent = make_checkpoint(CLIFConfig(), dtype=torch.float32)
     inputs = [x for x, _ in data]
-    soft, hard, nir = (
+    soft, hard, nir, portable = (
         calibrate(parent, inputs, Calibration(family)).network().neuron_layers()
-        for family in ("soft", "hard", "nir")  # type: ignore[arg-type]
+        for family in FAMILIES
     )
     for layer in soft.values():
         assert layer.config.reset == "soft"
@@ -81,6 +102,38 @@ def test_families_are_what_they_say(make_checkpoint: MakeCheckpoint, data: Batch
     for layer in nir.values():
         assert layer.config.surrogate == Rectangle(strict=True)
     assert any("reset_value" in layer.config.per_channel for layer in nir.values())
+    for layer in portable.values():
+        assert layer.config.per_channel == ()
+        assert (layer.config.reset, layer.config.reset_value, layer.config.rest) == ("hard", 0, 0)
+        assert layer.config.surrogate == Rectangle(strict=True)
+
+
+def test_a_rest_that_moves_with_the_reset_value(make_checkpoint: MakeCheckpoint, data: Batches):
+    """It is a threshold that is higher, or lower, by as much."""
+    parent = make_checkpoint(CLIFConfig(), dtype=torch.float32)
+    inputs = [x for x, _ in data[:2]]
+    child = calibrate(parent, inputs, Calibration("hard", rest="reset"))
+    layers = child.network().neuron_layers()
+    values = [layer.config.reset_value for layer in layers.values()]
+    assert len(set(values)) > 1
+    assert all(layer.config.rest == layer.config.reset_value for layer in layers.values())
+    assert {layer.config.threshold for layer in layers.values()} == {1.0}
+    moved = {
+        name: layer.config.model_copy(
+            update={"threshold": 1 - layer.config.rest, "rest": 0.0, "reset_value": 0.0}
+        )
+        for name, layer in layers.items()
+    }
+    same = child._replace(manifest=child.manifest.model_copy(update={"layers": moved}))
+    assert mismatch(child, same, data) < 0.01
+    # A parent that is such a neuron is found again.
+    parent = make_checkpoint(
+        LIFConfig(reset="hard", rest=-0.1, reset_value=-0.1), dtype=torch.float32
+    )
+    child = calibrate(parent, inputs, Calibration("hard", ("refinement",), rest="reset"))
+    assert mismatch(parent, child, data[2:]) < 0.02
+    with pytest.raises(ConversionError, match="is for the family hard"):
+        Calibration("nir", rest="reset")
 
 
 def test_a_lif_stays_what_it_is(make_checkpoint: MakeCheckpoint, data: Batches):
@@ -175,6 +228,18 @@ def test_weights_that_were_changed_are_found_again(
     assert after < before / 100
 
 
+def test_the_mean_logits_are_the_parents(make_checkpoint: MakeCheckpoint, data: Batches):
+    parent = make_checkpoint(CLIFConfig(), dtype=torch.float32)
+    inputs = [x for x, _ in data]
+    mean = {}
+    with torch.no_grad():
+        for parts in (("closed-form",), ("closed-form", "bias")):
+            child = calibrate(parent, inputs, Calibration("hard", parts)).network()  # type: ignore[arg-type]
+            drift = [child(x).logits - parent.network()(x).logits for x in inputs]
+            mean[parts] = torch.cat(drift, 1).mean((0, 1)).abs().max().item()
+    assert mean["closed-form", "bias"] < 1e-5 < 1e-3 < mean[("closed-form",)]
+
+
 def test_what_cannot_be_calibrated_is_refused(make_checkpoint: MakeCheckpoint, data: Batches):
     parent = make_checkpoint(CLIFConfig(), dtype=torch.float32)
     with pytest.raises(ConversionError, match="needs inputs"):
@@ -221,3 +286,17 @@ def test_the_state_of_a_lif_is_half_that_of_a_clif(make_checkpoint: MakeCheckpoi
     neurons = 4 * 4 * 4 + 6 * 4 * 4 + 8
     assert state_bytes(child.network()) == 4 * neurons
     assert state_bytes(parent.network()) == 8 * neurons
+
+
+@pytest.mark.parametrize("family", ["hard", "nir"])
+def test_currents_of_many_thresholds(
+    make_checkpoint: MakeCheckpoint, data: Batches, family: Family
+):
+    """After its reset the parent is still above its threshold, where no hard reset can lead."""
+    parent = make_checkpoint(CLIFConfig(), dtype=torch.float32)
+    inputs = [x for x, _ in data[:2]]
+    parent.tensors["stages.0.bn.bias"] += 9
+    child = calibrate(parent, inputs, Calibration(family))
+    layer = child.network().neuron_layers()["stages.0.neuron"]
+    neuron = layer.neuron()
+    assert (torch.as_tensor(neuron.reset_value) < torch.as_tensor(neuron.threshold)).all()

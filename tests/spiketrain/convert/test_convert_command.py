@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from spiketrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from spiketrain.cli import app
+from spiketrain.convert.sweep import LITERATURE, OURS
 from spiketrain.neurons import CLIFConfig, GLIFConfig, LIFConfig
 
 MakeCheckpoint = Callable[..., Checkpoint]
@@ -100,7 +101,7 @@ def test_the_sweep_prints_the_table_and_writes_nothing_unasked(
     assert "closed form" in output
     assert "fashion-mnist, test, 5 samples" in output
     assert not (tmp_path / "parent-lif.safetensors").exists()
-    assert len(json.loads(report.read_text())["rows"]) == 20
+    assert len(json.loads(report.read_text())["rows"]) == len(LITERATURE) + len(OURS)
     out = tmp_path / "chosen.safetensors"
     run(parent, "--sweep", "--data", data_root, "--samples", "5", "--value", "1.8", "-o", out)
     assert load_checkpoint(out).manifest.neuron == LIFConfig(subtract=1.8)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import io
 import json
 from collections.abc import Callable
@@ -54,6 +55,29 @@ def test_accuracies_and_rates_are_those_of_evaluation(
         assert judgement.rates[name].profile.model_dump() == pytest.approx(
             profile.model_dump(), abs=1e-6
         )
+
+
+def test_mismatch_is_given_of_the_spikes_and_of_all_neurons(
+    make_checkpoint: MakeCheckpoint, batches: Batches, monkeypatch: pytest.MonkeyPatch
+):
+    parent = make_checkpoint(CLIFConfig(), dtype=torch.float32)
+    networks = [parent.network(), convert_to_lif(parent, reset="soft").network()]
+    (judgement,) = judge(networks[0], [networks[1]], single(batches))
+    different = neurons = fired = 0
+    with torch.no_grad():
+        for x, _ in single(batches):
+            mine, theirs = (network(x).spikes for network in networks)
+            for name, spikes in mine.items():
+                different += int((spikes != theirs[name]).sum())
+                neurons += spikes.numel()
+                fired += int(spikes.sum())
+    assert different > 0
+    assert judgement.total_mismatch == pytest.approx(different / fired)
+    assert judgement.differing == pytest.approx(different / neurons)
+    # A timestep at a time, where all at once would take too much memory, it is the same.
+    module = importlib.import_module("spiketrain.convert.judge")  # the package has its function
+    monkeypatch.setattr(module, "MOST_SPIKES", 0)
+    assert judge(networks[0], [networks[1]], single(batches)) == [judgement]
 
 
 def test_judging_on_nothing_is_refused(make_checkpoint: MakeCheckpoint):

@@ -196,6 +196,35 @@ def test_energy_is_the_formula():
     assert energy_joules(2e6, 3e5) == pytest.approx(2e6 * 0.9e-12 + 3e5 * 4.6e-12)
 
 
-def test_max_pooling_is_refused_by_name():
-    with pytest.raises(ValueError, match="pool is a MaxPool2d"):
-        fan_out(Tiny(nn.MaxPool2d(2)))
+def test_operations_behind_max_pooling_are_exact_where_one_neuron_of_a_window_fires():
+    """Against the weights that the pooled spikes reach, counted one by one."""
+    reach = fan_out(Tiny(nn.MaxPool2d(2)))["neuron1"]
+    generator = torch.Generator().manual_seed(0)
+    one_each = torch.zeros(3, 7, 7)
+    for row in range(3):
+        for column in range(3):
+            y, x = torch.randint(0, 2, (2,), generator=generator).tolist()
+            fires = torch.rand(3, generator=generator) < 0.6
+            one_each[:, 2 * row + y, 2 * column + x] = fires.float()
+    everywhere = (torch.rand(3, 7, 7, generator=generator) < 0.5).float()
+    uses = conv_uses(3, 3, 2, 1, 3)
+
+    def counted(spikes: Tensor) -> int:
+        pooled = nn.functional.max_pool2d(spikes, 2)
+        places = [(y, x) for y in range(3) for x in range(3)]
+        return sum(uses[y, x] * int(pooled[:, y, x].sum()) for y, x in places)
+
+    assert int((one_each * reach).sum()) == counted(one_each) > 0
+    assert int((everywhere * reach).sum()) > counted(everywhere)
+
+
+def test_overlapping_max_pooling_counts_every_window():
+    maximum, average = Tiny(nn.MaxPool2d(3, 2, 1)), Tiny(nn.AvgPool2d(3, 2, 1))
+    assert torch.equal(fan_out(maximum)["neuron1"], fan_out(average)["neuron1"])
+
+
+def test_what_cannot_be_counted_is_refused_by_name():
+    with pytest.raises(ValueError, match="pool is a Softmax2d"):
+        fan_out(Tiny(nn.Softmax2d(), 48))
+    with pytest.raises(ValueError, match="dilation 2"):
+        fan_out(Tiny(nn.MaxPool2d(2, dilation=2), 12))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from spiketrain.events import Events, count_frame
 from spiketrain.manifest import DurationWindow, EventInput
@@ -33,12 +34,15 @@ def oriented(frame: np.ndarray, orientation: str) -> np.ndarray:
         "flip-y": lambda f: f[:, ::-1],
         "transpose": lambda f: f.transpose(0, 2, 1),
         "rotate-90": lambda f: np.rot90(f, k=-1, axes=(1, 2)),
+        "anti-transpose": lambda f: np.rot90(f[:, :, ::-1], k=-1, axes=(1, 2)),
     }[orientation](frame)
 
 
 @pytest.mark.parametrize("polarity", ["on-is-1", "on-is-0"])
 @pytest.mark.parametrize("factor", [1, 3])
-@pytest.mark.parametrize("orientation", ["sensor", "flip-x", "flip-y", "transpose", "rotate-90"])
+@pytest.mark.parametrize(
+    "orientation", ["sensor", "flip-x", "flip-y", "transpose", "rotate-90", "anti-transpose"]
+)
 def test_frame_equals_a_loop_over_the_events(orientation, factor, polarity):
     width, height = 12, 6
     events = random_events(500, width, height)
@@ -111,3 +115,25 @@ def test_an_event_outside_the_sensor_is_refused(x, y):
 def test_a_sensor_that_does_not_fit_the_frame_is_refused(sensor, shape, orientation, message):
     with pytest.raises(ValueError, match=message):
         count_frame(Events.empty(), spec_for(sensor, shape, orientation=orientation))
+
+
+@pytest.mark.parametrize("sides", [(128, 48), (128, 64), (34, 50)])
+@pytest.mark.parametrize("resize", ["bilinear", "antialiased"])
+def test_a_resized_frame_is_that_of_torch(sides, resize):
+    before, after = sides
+    events = random_events(4000, before, before)
+    counts = count_frame(events, spec_for((before, before), (2, before, before), clip=3))
+    spec = spec_for((before, before), (2, after, after), clip=3, resize=resize, scale=0.5)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(counts).unsqueeze(0),
+        (after, after),
+        mode="bilinear",
+        antialias=resize == "antialiased",
+    )[0]
+    np.testing.assert_allclose(count_frame(events, spec), 0.5 * expected.numpy(), atol=1e-5)
+
+
+def test_only_a_resize_that_is_asked_for_is_written():
+    spec = spec_for((8, 8), (2, 4, 4))
+    assert "resize" not in spec.model_dump()
+    assert spec_for((8, 8), (2, 5, 5), resize="bilinear").model_dump()["resize"] == "bilinear"

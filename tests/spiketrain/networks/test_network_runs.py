@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spiketrain.networks import Network, PlifNet, SharedDropout, build_network
+from spiketrain.networks import NETWORKS, Network, PlifNet, SharedDropout, build_network
 from spiketrain.neurons import (
     CLIFConfig,
     GLIFConfig,
@@ -28,12 +28,17 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "spiking-vgg13": {"input_shape": (3, 32, 32), "classes": 20},
     "spiking-vgg9": {"input_shape": (2, 32, 32)},
     "vggsnn": {"input_shape": (2, 16, 16)},
+    "tdbn-cifarnet": {"input_shape": (3, 8, 8)},
     "tdbn-resnet18": {"input_shape": (3, 8, 8)},
     "tdbn-resnet19": {"input_shape": (3, 8, 8), "classes": 60},
     "ms-resnet18": {"input_shape": (3, 48, 48), "classes": 10},
     "sew-7b-wide": {"input_shape": (2, 16, 16)},
     "plif-mnist": {"input_shape": (1, 8, 8), "hidden": 64},
+    "ms-resnet34": {"input_shape": (3, 48, 48), "classes": 10},
     "plif-nmnist": {"input_shape": (2, 10, 10), "pooling": "average"},
+    "plif-cifar10": {"input_shape": (3, 8, 8), "hidden": 64},
+    "plif-cifar10-dvs": {"input_shape": (2, 16, 16)},
+    "plif-dvs-gesture": {"input_shape": (2, 32, 32)},
 }
 NEURONS: dict[str, NeuronConfig] = {
     "lif": LIFConfig(),
@@ -43,12 +48,15 @@ NEURONS: dict[str, NeuronConfig] = {
     "ilif": ILIFConfig(),
     "glif": GLIFConfig(),
 }
+# The same classes as others, with longer plans.
+LIKE_OTHERS = ("ms-resnet34", "plif-cifar10", "plif-cifar10-dvs", "plif-dvs-gesture")
 # All neurons in one network of each kind.
 FAMILIES = ("small-conv", "spiking-resnet18", "spiking-vgg11")
 PAIRS = [
     *((network, neuron) for network in FAMILIES for neuron in NEURONS),
-    *((network, "clif") for network in ARGUMENTS if network not in FAMILIES),
+    *((network, "clif") for network in ARGUMENTS if network not in (*FAMILIES, *LIKE_OTHERS)),
 ]
+FEED_FORWARD = [name for name in NETWORKS if name != "graph" and not name.startswith("feedback-")]
 
 
 def pictures(network: Network, *leading: int, seed: int = 0) -> Tensor:
@@ -108,6 +116,25 @@ def test_all_timesteps_at_once_are_single_timesteps(name: str, neuron: str) -> N
         # Else the state would not matter, and the lines above would show nothing.
         fresh, _, _ = steps(network, x[1:], network.initial_state(batch))
         assert not torch.allclose(fresh, rest)
+
+
+@pytest.mark.parametrize("name", FEED_FORWARD)
+def test_every_feed_forward_network_runs_with_every_neuron(name: str) -> None:
+    """And with neurons of several kinds in one network."""
+    with torch.device("meta"):  # shapes and types of everything, and no arithmetic
+        for neuron, config in NEURONS.items():
+            network = build_network(name, ARGUMENTS[name], config, 2).eval()
+            layers = network.neuron_layers()
+            assert all(layer.config == config for layer in layers.values())
+            x = torch.zeros(1, *network.input_shape)
+            output = network.step(x, network.initial_state(1))
+            assert output.logits.shape == (1, network.classes), neuron
+            assert output.spikes.keys() == layers.keys()
+        mixed = dict(zip(layers, 20 * list(NEURONS.values()), strict=False))
+        network = build_network(name, ARGUMENTS[name], CLIFConfig(), 2, mixed).eval()
+        output = network.step(x, network.initial_state(1))
+        assert output.spikes.keys() == layers.keys()
+        assert len({type(layer.config) for layer in network.neuron_layers().values()}) >= 3
 
 
 @pytest.mark.parametrize("neuron", NEURONS)

@@ -44,11 +44,16 @@ GLIF_COUNTS = [
     ("tdbn-resnet18", {}, 2, 11_339_648, 35_136),
     ("tdbn-resnet18", {}, 4, 11_347_456, 42_944),
     ("tdbn-resnet18", {}, 6, 11_355_264, 50_752),
+    ("tdbn-resnet18", {"classes": 100}, 2, 11_257_216, 35_136),
     ("tdbn-resnet18", {"classes": 100}, 4, 11_265_024, 42_944),
+    ("tdbn-resnet18", {"classes": 100}, 6, 11_272_832, 50_752),
     ("tdbn-resnet19", {}, 2, 12_740_864, 40_320),
     ("tdbn-resnet19", {}, 4, 12_749_824, 49_280),
     ("tdbn-resnet19", {}, 6, 12_758_784, 58_240),
+    ("tdbn-resnet19", {"classes": 100}, 2, 12_658_432, 40_320),
+    ("tdbn-resnet19", {"classes": 100}, 4, 12_667_392, 49_280),
     ("tdbn-resnet19", {"classes": 100}, 6, 12_676_352, 58_240),
+    ("tdbn-cifarnet", {}, 4, 45_030_656, (128 + 256 + 512 + 1024 + 512) * (7 + 4)),
     ("ms-resnet18", {}, 6, 11_739_584, 44_928),
     ("ms-resnet34", {}, 6, 21_899_712, 93_184),
     ("sew-7b-wide", {}, 16, 1_236_298, GLIF_OF_7B),
@@ -84,6 +89,15 @@ def test_parameter_counts_of_the_glif_networks(
 ) -> None:
     assert parameters(name, arguments, GLIFConfig(), timesteps) == count
     assert parameters(name, arguments, CLIFConfig(), timesteps) == count - gates
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden", "count"),
+    [("tdbn-resnet18", 0, 11_176_187), ("tdbn-resnet19", 256, 12_700_731)],
+)
+def test_parameter_counts_with_one_gated_neuron_a_layer(name: str, hidden: int, count: int) -> None:
+    """The GLIF repository's layer-wise neuron has seven scalars and one for each of its four timesteps, in 17 layers."""
+    assert parameters(name, {"hidden": hidden}, LIFConfig()) == count - 17 * (7 + 4)
 
 
 @pytest.mark.parametrize(("name", "arguments", "neurons"), [(c[0], c[1], c[3]) for c in COUNTS])

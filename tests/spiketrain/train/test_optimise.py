@@ -83,3 +83,30 @@ def test_a_cosine_shorter_than_the_run_comes_back() -> None:
     assert rates[0] == pytest.approx(0.1)
     assert min(rates) == pytest.approx(rates[10]) == pytest.approx(0, abs=1e-9)
     assert schedule.get_last_lr()[0] == pytest.approx(0.1)
+
+
+def test_steps_of_the_learning_rate_come_after_a_warm_up() -> None:
+    network = build_network("small-conv", {}, PLIFConfig(), T)
+    settings = training(
+        learning_rate=0.1, epochs=6, schedule="steps", milestones=(2, 4), warmup_steps=4
+    )
+    optimizer = make_optimizer(network, settings)
+    schedule = make_schedule(optimizer, settings, steps=5)
+    rates = []
+    for _ in range(30):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    expected = [0.025, 0.05, 0.075, *[0.1] * 7, *[0.01] * 10, *[0.001] * 10]
+    assert rates == pytest.approx(expected)
+
+
+def test_labels_may_be_shares_of_classes() -> None:
+    logits, y = logits_and_labels()
+    shares = torch.eye(CLASSES)[y]
+    for settings in (
+        training(label_smoothing=0.1, regulariser=0.05, target="one-hot"),
+        training(loss="mean"),
+        training(loss="vote"),
+    ):
+        torch.testing.assert_close(loss_of(logits, shares, settings), loss_of(logits, y, settings))

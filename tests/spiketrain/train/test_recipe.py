@@ -5,19 +5,100 @@ from pathlib import Path
 import pytest
 
 from spiketrain.networks import build_network
+from spiketrain.plan import plan_of
 from spiketrain.recipe import RecipeError, bundled_recipes, load_recipe
+
+# Of the papers' networks, some of which go with several neurons.
+PARAMETERS = {
+    "dvs-cifar10-glif-7bwidenet": 1_236_298,
+    "imagenet-glif-msresnet18": 11_739_584,
+    "cifar10-if-alexnetf-t30": 3_709_515,
+    "cifar100-feedback-lif-cifarnetf-t100": 14_789_221,
+    "nmnist-if-64c5s": 290_763,
+    "fashion-if-f400-paper": 478_811,
+    "nmnist-plif-plifnet": 17_132_292,
+    "dvs-cifar10-plif-plifnet": 17_427_718,
+    "dvs-gesture-plif-plifnet": 1_698_311,
+    "dvs-gesture-plif-plifnet-avg": 1_698_311,
+    "cifar10-plif-plifnet": 36_718_344,
+}
 
 
 @pytest.mark.parametrize("name", bundled_recipes())
-def test_bundled_recipes_build_their_network(name: str) -> None:
+def test_a_bundled_recipe_passes_its_dry_run(name: str, tmp_path: Path) -> None:
+    """Its network is built and run, its loss computed, on a device that refuses what is made on another."""
     recipe = load_recipe(name)
     assert recipe.name == name
-    network = build_network(
-        recipe.network.name, recipe.network.arguments, recipe.neuron, recipe.training.timesteps
-    )
-    size = sum(p.numel() for p in network.parameters()) * 4
+    assert recipe.source
+    plan = plan_of(recipe, tmp_path, 0)
+    assert plan.parameters == PARAMETERS.get(name, plan.parameters)
     small = recipe.network.name in ("small-conv", "feedback-f400", "feedback-64c5s")
-    assert (size < 2_000_000) == small
+    assert (plan.parameters < 500_000) == small
+    assert plan.memory.activations > 0
+    if recipe.data.name != "recordings":
+        assert plan.steps is not None
+        assert plan.steps > 10
+    network = (
+        build_network(
+            recipe.network.name, recipe.network.arguments, recipe.neuron, recipe.training.timesteps
+        )
+        if small
+        else None
+    )
+    if network is not None:
+        assert plan.parameters == sum(p.numel() for p in network.parameters())
+
+
+def test_every_row_of_the_papers_tables_has_a_recipe() -> None:
+    names = set(bundled_recipes())
+    rows = {
+        *(f"cifar{n}-{neuron}-resnet18" for n in (10, 100) for neuron in ("clif", "ilif", "lif")),
+        *(f"cifar{n}-glif-resnet{d}-t{t}" for n in (10, 100) for d in (18, 19) for t in (2, 4, 6)),
+        *(
+            f"{data}-{neuron}-vgg11"
+            for data in ("dvs-cifar10", "dvs-gesture")
+            for neuron in ("clif", "ilif", "lif")
+        ),
+        *(f"tiny-imagenet-{neuron}-vgg13" for neuron in ("clif", "lif")),
+        "dvs-cifar10-glif-7bwidenet",
+        "imagenet-glif-msresnet18",
+        *(
+            f"cifar10-{n}-{net}-t{t}"
+            for n in ("if", "feedback-lif")
+            for net in ("alexnetf", "cifarnetf")
+            for t in (30, 100)
+        ),
+        *(f"cifar100-{n}-cifarnetf-t{t}" for n in ("if", "feedback-lif") for t in (30, 100)),
+        "cifar100-if-alexnetf-t100",
+        *(f"{data}-{n}-64c5s" for data in ("mnist", "nmnist") for n in ("if", "feedback-lif")),
+        *(f"fashion-{n}-f400" for n in ("if", "feedback-lif")),
+        *(
+            f"{data}-{row}"
+            for data in ("mnist", "fashion", "cifar10", "nmnist", "dvs-cifar10", "dvs-gesture")
+            for row in (
+                "plif-plifnet",
+                "plif16-plifnet",
+                "lif-plifnet",
+                "lif16-plifnet",
+                "plif-plifnet-avg",
+            )
+        ),
+    }
+    assert rows <= names
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["training.schedule=steps"], "'steps' and milestones belong together"),
+        (["training.milestones=[3]"], "'steps' and milestones belong together"),
+        (["data.split=numeric"], "split is for data.name 'cifar10-dvs'"),
+        (["training.device=tpu"], "training.device"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("fashion-clif", settings)
 
 
 def test_a_schedule_says_the_timesteps_of_each_epoch() -> None:

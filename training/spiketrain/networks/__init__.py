@@ -26,7 +26,7 @@ from spiketrain.networks.plif import PlifNet
 from spiketrain.networks.resnet import SpikingResNet
 from spiketrain.networks.sew import WideNet7B
 from spiketrain.networks.small import SmallConv
-from spiketrain.networks.tdbn import MsResNet, TdbnResNet
+from spiketrain.networks.tdbn import MsResNet, TdbnCifarNet, TdbnResNet
 from spiketrain.networks.vgg import VGG9, VGG11, VGG13, VGGSNN, SpikingVGG
 from spiketrain.neurons import NeuronConfig
 
@@ -64,6 +64,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "spiking-vgg9": functools.partial(SpikingVGG, plan=VGG9),
     "spiking-vgg11": functools.partial(SpikingVGG, plan=VGG11),
     "spiking-vgg13": functools.partial(SpikingVGG, plan=VGG13),
+    "tdbn-cifarnet": TdbnCifarNet,
     "tdbn-resnet18": functools.partial(
         TdbnResNet, blocks=(2, 2, 2, 2), channels=(64, 128, 256, 512), strides=(1, 1, 2, 2)
     ),
@@ -118,6 +119,7 @@ __all__ = [
     "SpikingVGG",
     "StepFire",
     "StepOutput",
+    "TdbnCifarNet",
     "TdbnResNet",
     "WideNet7B",
     "build_network",

@@ -17,6 +17,7 @@ Source: networks_for_CIFAR.py, networks_for_ImageNet.py and blocks.py of Ikarosy
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import cast
@@ -90,7 +91,7 @@ class _TdbnNetwork(Network):
         membrane: bool,
         input_shape: tuple[int, ...],
         classes: int,
-        hidden: int | None,
+        hidden: int,
     ) -> None:
         super().__init__(input_shape, classes, neurons.timesteps)
         self.conv1 = stem
@@ -124,7 +125,10 @@ class _TdbnNetwork(Network):
 
 
 class TdbnResNet(_TdbnNetwork):
-    """For 32x32 images. "stand" ResNet-18: 64 to 512 channels; ResNet-19: 128 to 512 and three stages."""
+    """For 32x32 images. "stand" ResNet-18: 64 to 512 channels; ResNet-19: 128 to 512 and three stages.
+
+    `hidden` is the size of a linear layer before the last, 0 for none; 256 for up to 50 classes unless given.
+    """
 
     def __init__(
         self,
@@ -134,12 +138,64 @@ class TdbnResNet(_TdbnNetwork):
         strides: Sequence[int],
         input_shape: tuple[int, ...] = (3, 32, 32),
         classes: int = 10,
+        hidden: int | None = None,
     ) -> None:
         stem = nn.Conv2d(input_shape[0], channels[0], 3, 1, 1, bias=False)
-        hidden = 256 if classes <= 50 else None
+        if hidden is None:
+            hidden = 256 if classes <= 50 else 0
         super().__init__(
             neurons, stem, blocks, channels, strides, False, input_shape, classes, hidden
         )
+
+
+class _Unit(nn.Module):
+    def __init__(self, neurons: NeuronFactory, path: str, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False)
+        self.bn = threshold_batch_norm(outputs)
+        self.neuron = neurons(f"{path}.neuron", outputs)
+
+
+class TdbnCifarNet(Network):
+    """CIFARNet: convolutions, "A" an average pooling by 2, and three linear layers without bias or neurons between."""
+
+    def __init__(
+        self,
+        neurons: NeuronFactory,
+        plan: Sequence[int | str] = (128, 256, "A", 512, "A", 1024, 512),
+        hidden: tuple[int, int] = (1024, 512),
+        input_shape: tuple[int, ...] = (3, 32, 32),
+        classes: int = 10,
+    ) -> None:
+        super().__init__(input_shape, classes, neurons.timesteps)
+        inputs, height, width = input_shape
+        self.features = nn.ModuleList()
+        for i, entry in enumerate(plan):
+            if isinstance(entry, int):
+                self.features.append(_Unit(neurons, f"features.{i}", inputs, entry))
+                inputs = entry
+            else:
+                self.features.append(nn.AvgPool2d(2))
+                height, width = height // 2, width // 2
+        sizes = (inputs * height * width, *hidden, classes)
+        if not sizes[0]:
+            raise ValueError(f"input of shape {tuple(input_shape)}: too small for its poolings")
+        self.linear = nn.Sequential(
+            *(nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(sizes))
+        )
+        _initialise(self)
+
+    def encode(self, x: Tensor) -> Tensor:
+        first = cast(_Unit, self.features[0])
+        return cast(Tensor, first.bn(first.conv(x)))
+
+    def body(self, x: Tensor, fire: Fire) -> Tensor:
+        for i, module in enumerate(self.features):
+            if isinstance(module, _Unit):
+                x = fire(module.neuron, x if i == 0 else module.bn(module.conv(x)))
+            else:
+                x = module(x)
+        return cast(Tensor, self.linear(x.flatten(1)))
 
 
 class MsResNet(_TdbnNetwork):
@@ -151,10 +207,11 @@ class MsResNet(_TdbnNetwork):
         blocks: Sequence[int],
         input_shape: tuple[int, ...] = (3, 224, 224),
         classes: int = 1000,
+        hidden: int = 0,
     ) -> None:
         stem = nn.Conv2d(input_shape[0], 64, 7, 2, 1, bias=False)
         super().__init__(
-            neurons, stem, blocks, (64, 128, 256, 512), (2,) * 4, True, input_shape, classes, None
+            neurons, stem, blocks, (64, 128, 256, 512), (2,) * 4, True, input_shape, classes, hidden
         )
 
 

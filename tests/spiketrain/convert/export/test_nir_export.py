@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketrain.checkpoint import Checkpoint
+from spiketrain.convert import Calibration, calibrate
 from spiketrain.convert.flow import ExportError, network_flow
 from spiketrain.convert.folding import without_adaptive_pools, without_batch_norms, without_idle
 from spiketrain.networks import NeuronFactory, SpikingVGG
@@ -114,6 +115,17 @@ def test_same_spikes_in_another_simulator(
     arguments = {} if network == "tiny-resnet" else None
     model = make_model(neuron, network, **({} if arguments is None else {"arguments": arguments}))
     check_same_spikes(model, tmp_path / "model.nir", simulate, run_steps)
+
+
+@pytest.mark.parametrize("simulate", [in_spikingjelly, in_snntorch])
+def test_a_calibrated_child_is_the_same_everywhere(
+    simulate: Any, make_model: MakeModel, run_steps: Any, tmp_path: Path
+) -> None:
+    parent = make_model(CLIFConfig())
+    x = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    child = calibrate(parent, [1.5 * x], Calibration("portable", ("refinement", "batch-norms")))
+    assert {layer.threshold for layer in child.manifest.layers.values()} != {1.0}
+    check_same_spikes(child, tmp_path / "model.nir", simulate, run_steps)
 
 
 def test_rest_at_the_reset_value_in_spikingjelly(
