@@ -27,7 +27,7 @@ BENCH_READY := $(VENV)/.ready-bench
 VERSIONS    := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve train test check format bench proto clean
+.PHONY: help setup serve train test check docs format bench proto clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -44,10 +44,14 @@ train: $(TRAIN_READY) ## train a recipe: RECIPE=fashion-clif, flags: ARGS="--set
 test: $(TEST_READY) ## run the tests; flags: ARGS="-k neurons"
 	$(BIN)/pytest $(ARGS)
 
-check: $(TEST_READY) ## format, lint and types, as CI does
+check: $(TEST_READY) ## format, lint, types and documentation, as CI does
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --site-dir build/site
+
+docs: $(TEST_READY) ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
 
 format: $(TEST_READY) ## put the code into the form that `make check` asks for
 	$(BIN)/ruff format .
@@ -58,6 +62,8 @@ bench: $(BENCH_READY) ## measure the server against its peers: MODEL=FILE DATA=F
 	$(BIN)/python benchmarks/server.py --model service/spikeserve/models/fashion-clif.safetensors \
 	  --name server-bundled $(BENCH_DATA) $(ARGS)
 	$(BIN)/python benchmarks/streams.py
+	$(BIN)/python benchmarks/fairness.py $(BENCH_DATA)
+	$(if $(MODEL),$(BIN)/python benchmarks/fairness.py --model "$(MODEL)" --name fairness-resnet $(BENCH_DATA))
 	$(BIN)/python benchmarks/soak.py $(BENCH_DATA)
 	$(if $(MODEL),$(BIN)/python benchmarks/soak.py --model "$(MODEL)" --requests 0 --name soak-resnet $(BENCH_DATA))
 	$(BIN)/python benchmarks/report.py
@@ -66,7 +72,7 @@ proto: $(TEST_READY) ## write the Python code of proto/*.proto anew
 	$(BIN)/python proto/generate.py
 
 clean: ## remove .venv and all caches; trained models under runs/ stay
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(SERVE_READY): $(VERSIONS)

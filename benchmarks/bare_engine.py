@@ -57,7 +57,7 @@ def main() -> None:
     given = parser.parse_args()
     settings = load_settings(models=(given.folder / "model.safetensors",))
     repository = Repository(settings, Metrics())
-    repository.load()
+    repository.load_all()
     model = repository.get()
     spec = model.manifest.input
     if not isinstance(spec, ImageInput):

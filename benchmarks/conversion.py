@@ -2,7 +2,7 @@
 
 Each model is converted as the literature does (soft reset by the threshold; hard reset to one value of six, in both
 readings of its rest) and in our three calibrated families, on training samples without labels, and judged on the whole
-test split. The literature's column is the one that is best on that same test split, as its tables are made; nothing
+test split; so is the parent with its weights in eight bits. The literature's column is the one that is best on that same test split, as its tables are made; nothing
 of ours is chosen there.
 
     python benchmarks/conversion.py runs/*/best.safetensors --data data --json benchmarks/results/conversion.json
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,35 +23,63 @@ import typer
 from rich.console import Console
 
 from spiketrain.checkpoint import load_checkpoint
-from spiketrain.convert import FAMILIES, PARTS, Calibration, calibrate, convert_to_lif, judge
+from spiketrain.convert import (
+    FAMILIES,
+    PARTS,
+    Calibration,
+    Family,
+    FineTuning,
+    calibrate,
+    convert_to_lif,
+    judge,
+)
 from spiketrain.convert.samples import Samples
 from spiketrain.convert.source import training_data
 from spiketrain.convert.sweep import LITERATURE
+from spiketrain.quantise_command import quantised
 
 output = Console()
 
 
-def compare(path: Path, data: Path | None, samples: int, fine_tune: bool) -> dict[str, Any]:
-    """One model: its literature rows and ours, as JSON takes them."""
+def compare(
+    path: Path,
+    data: Path | None,
+    samples: int,
+    families: Sequence[Family],
+    fine_tune: int,
+    known: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """One model: its literature rows and ours, as JSON takes them.
+
+    The literature's conversions have nothing that is chosen or drawn: `known` are the figures of an earlier run of the
+    same model, which are not measured again.
+    """
     parent = load_checkpoint(path)
     manifest = parent.manifest
     chosen = Samples(training_data(manifest, data), samples, "test", None, 128)
     inputs = list(chosen.calibration_inputs())
-    labels = [f"{v.label}, rest {v.rest}" if v.reset == "hard" else v.label for v in LITERATURE]
+    theirs = {
+        f"{v.label}, rest {v.rest}" if v.reset == "hard" else v.label: v
+        for v in (() if known else LITERATURE)
+    }
     children = [
         convert_to_lif(parent, reset=v.reset, value=v.value, rest=v.rest).network()  # type: ignore[arg-type]
-        for v in LITERATURE
+        for v in theirs.values()
     ]
     seconds = []
     parts = PARTS if fine_tune else PARTS[:-1]
-    for family in FAMILIES:
+    for family in families:
         start = time.process_time()
-        children.append(calibrate(parent, inputs, Calibration(family, parts)).network())
+        how = Calibration(family, parts, fine_tuning=FineTuning(epochs=max(fine_tune, 1)))
+        children.append(calibrate(parent, inputs, how).network())
         seconds.append(time.process_time() - start)
+    children.append(quantised(parent, chosen.data, samples, None).network())
     judged = judge(parent.network(), children, chosen.held_out())
-    literature = dict(zip(labels, judged[: len(labels)], strict=True))
-    best = max(literature, key=lambda label: literature[label].accuracy)
-    ours = zip(FAMILIES, judged[len(labels) :], seconds, strict=True)
+    literature = known or {
+        label: row.summary() for label, row in zip(theirs, judged[: len(theirs)], strict=True)
+    }
+    best = max(literature, key=lambda label: float(literature[label]["accuracy"]))
+    ours = zip(families, judged[len(theirs) : -1], seconds, strict=True)
     return {
         "model": manifest.name,
         "digest": manifest.digest,
@@ -62,49 +91,60 @@ def compare(path: Path, data: Path | None, samples: int, fine_tune: bool) -> dic
         "parts": list(parts),
         "parent_accuracy": judged[0].parent_accuracy,
         "literature_best": best,
-        "literature": {label: row.summary() for label, row in literature.items()},
+        "literature": literature,
         "ours": {
             family: {**row.summary(), "calibration_cpu_seconds": spent}
             for family, row, spent in ours
         },
+        "int8": judged[-1].summary(),
     }
 
 
 def table(models: list[dict[str, Any]]) -> str:
     """Markdown: a row a model, then the means by neuron."""
-    columns = [f"{family}, change (95 %)" for family in FAMILIES]
-    lines = [
-        "| model | seed | parent | literature's best | "
-        + " | ".join(columns)
-        + " | mismatch soft / hard / nir |",
-        "|" + "---|" * (5 + len(FAMILIES)),
-    ]
+    headings = ["model", "seed", "parent", "literature's best", *FAMILIES, "int8 weights"]
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
     for model in models:
         best = model["literature"][model["literature_best"]]
         cells = [
-            f"{100 * row['accuracy']:.2f}, {row['change_points']:+.2f} "
-            f"({row['interval_95_points'][0]:+.2f} to {row['interval_95_points'][1]:+.2f})"
-            for row in model["ours"].values()
+            model["model"],
+            str(model["seed"]),
+            f"{100 * model['parent_accuracy']:.2f}",
+            f"{_change(best)}, {model['literature_best']}",
+            *(_change(model["ours"].get(family)) for family in FAMILIES),
+            _change(model["int8"]),
         ]
-        mismatch = " / ".join(
-            f"{100 * row['total_mismatch']:.1f}" for row in model["ours"].values()
-        )
-        lines.append(
-            f"| {model['model']} | {model['seed']} | {100 * model['parent_accuracy']:.2f} "
-            f"| {100 * best['accuracy']:.2f}, {best['change_points']:+.2f} ({model['literature_best']}) "
-            f"| {' | '.join(cells)} | {mismatch} |"
-        )
+        lines.append("| " + " | ".join(cells) + " |")
     for neuron in sorted({model["neuron"] for model in models}):
         of = [model for model in models if model["neuron"] == neuron]
-        best = statistics.mean(m["literature"][m["literature_best"]]["change_points"] for m in of)
-        ours = [statistics.mean(m["ours"][f]["change_points"] for m in of) for f in FAMILIES]
-        mismatch = [statistics.mean(m["ours"][f]["total_mismatch"] for m in of) for f in FAMILIES]
-        lines.append(
-            f"| **mean, {neuron}** | {len(of)} models | | {best:+.2f} | "
-            + " | ".join(f"{change:+.2f}" for change in ours)
-            + f" | {' / '.join(f'{100 * share:.1f}' for share in mismatch)} |"
-        )
+        columns = [
+            [m["literature"][m["literature_best"]] for m in of],
+            *([m["ours"][f] for m in of if f in m["ours"]] for f in FAMILIES),
+            [m["int8"] for m in of],
+        ]
+        means = [_mean(rows) for rows in columns]
+        lines.append(f"| **mean of {len(of)}, {neuron}** | | | " + " | ".join(means) + " |")
     return "\n".join(lines)
+
+
+def _change(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    low, high = row["interval_95_points"]
+    return (
+        f"{row['change_points']:+.2f} ({low:+.2f} to {high:+.2f}); "
+        f"{100 * row['differing']:.2f} / {100 * row['total_mismatch']:.1f}"
+    )
+
+
+def _mean(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    change, differing, mismatch = (
+        statistics.mean(row[key] for row in rows)
+        for key in ("change_points", "differing", "total_mismatch")
+    )
+    return f"**{change:+.2f}**; {100 * differing:.2f} / {100 * mismatch:.1f}"
 
 
 def main(
@@ -112,8 +152,16 @@ def main(
     data: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
     calibration: Annotated[
         int, typer.Option(min=1, help="Training samples to calibrate on.")
-    ] = 1024,
-    fine_tune: Annotated[bool, typer.Option(help="With distillation from the parent.")] = False,
+    ] = 512,
+    families: Annotated[
+        list[Family] | None, typer.Option("--family", help="Ours; all unless given.")
+    ] = None,
+    fine_tune: Annotated[
+        int, typer.Option(min=0, help="Epochs of distillation from the parent.")
+    ] = 0,
+    reuse: Annotated[
+        Path | None, typer.Option(help="Take the literature's figures from such a file.")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all figures here.")
     ] = None,
@@ -126,9 +174,15 @@ def main(
         print(table(json.loads(from_json.read_text())["models"]))  # noqa: T201
         return
     models: list[dict[str, Any]] = []
+    earlier = json.loads(reuse.read_text())["models"] if reuse is not None else []
+    known = {model["digest"]: model["literature"] for model in earlier}
     for path in checkpoints or []:
         output.print(f"{path}", markup=False)
-        models.append(compare(path, data, calibration, fine_tune))
+        digest = load_checkpoint(path).manifest.digest
+        models.append(
+            compare(path, data, calibration, families or FAMILIES, fine_tune, known.get(digest))
+        )
+        output.print(table(models[-1:]), markup=False, soft_wrap=True)
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
             json_file.write_text(json.dumps({"models": models}, indent=1) + "\n")

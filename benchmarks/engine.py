@@ -1,15 +1,12 @@
-"""Executors without a server: how many images a second one batch after the other, and whether they answer alike.
+"""Executors without a server: how many images a second, one batch after the other. agreement.py has how alike they answer.
 
-Speed: a batch of pictures that is decoded already goes through all timesteps, again and again, and the best and the median
+A batch of pictures that is decoded already goes through all timesteps, again and again, and the best and the median
 run are taken; processor time is that of all threads. Our executors run in every precision, through the calls that the
 scheduler makes; "int8" is the same checkpoint with its weights rounded. Peers run the same weights in the forms that
 peers/engines.py found fastest; those that are not installed are left out.
 
-Agreement (--agreement): our executors against the reference over a checkpoint's whole test set: accuracy, the share of
-samples in the same class, and by layer how far the spike counts of samples are apart.
-
-    python benchmarks/engine.py                                    speed, of a spiking ResNet-18 with random weights
-    python benchmarks/engine.py --model FILE --data FOLDER --agreement
+    python benchmarks/engine.py                                    a spiking ResNet-18 with random weights
+    python benchmarks/engine.py --model FILE --data FOLDER
 """
 
 from __future__ import annotations
@@ -122,7 +119,7 @@ def measure_ours(folder: Path, threads: int, seconds: float) -> list[Row]:
     for system, make in makers.items():
         executor = make()
         # The number of timesteps is known, or not, as where a picture may leave early.
-        for known in (True, False) if system == "cpu, int8" else (True,):
+        for known in (True, False) if system == "cpu, int16" else (True,):
 
             def run(batch: int, known: bool = known, executor: Any = executor) -> None:
                 for slot in range(batch):
@@ -162,66 +159,16 @@ def speed(folder: Path, threads: list[int], seconds: float, compile_too: bool) -
     return rows
 
 
-def agreement(checkpoint: Path, data: Path | None, limit: int | None) -> list[Row]:
-    """Rows of each precision over the test set, against the reference executor."""
-    import torch
-
-    from spikeserve.engine import Frames, ReferenceExecutor, Sample
-    from spikeserve.engine.cpu import CpuExecutor
-    from spiketrain.checkpoint import load_checkpoint
-    from spiketrain.convert.source import sample_of, training_data
-    from spiketrain.energy import fan_out
-
-    loaded = load_checkpoint(checkpoint)
-    network = loaded.network()
-    source = training_data(loaded.manifest, data)
-    slots, reach = 32, fan_out(network)
-    executors: dict[str, Any] = {"reference": ReferenceExecutor(network, slots, reach)}
-    for precision in PRECISIONS:
-        executors[precision] = CpuExecutor(network, slots, reach, "", precision)
-    totals: dict[str, list[Any]] = {name: [] for name in executors}
-    counts: dict[str, list[Any]] = {name: [] for name in executors}
-    labels = []
-    for x, y in source.batches(sample_of(source.test, limit), slots):
-        labels.append(y)
-        constant = x.dim() == len(network.input_shape) + 1
-        for name, executor in executors.items():
-            batch, logits, spikes = len(y), 0, 0
-            for slot in range(batch):
-                executor.admit(slot, Sample(x[slot], network.timesteps) if constant else Sample())
-            for t in range(network.timesteps if constant else len(x)):
-                frames = None if constant else Frames(tuple(range(batch)), x[t])
-                result = executor.step(range(batch), frames)
-                logits, spikes = logits + result.logits, spikes + result.spikes
-            totals[name].append(logits)
-            counts[name].append(spikes)
-    truth = torch.cat(labels)
-    answers = {name: torch.cat(parts).argmax(1) for name, parts in totals.items()}
-    spikes = {name: torch.cat(parts) for name, parts in counts.items()}
-    rows = []
-    for name in executors:
-        off = (spikes[name] - spikes["reference"]).abs().sum(0) / spikes["reference"].sum(0)
-        rows.append(
-            {
-                "model": loaded.manifest.name,
-                "executor": name,
-                "samples": len(truth),
-                "accuracy": (answers[name] == truth).double().mean().item(),
-                "agreement": (answers[name] == answers["reference"]).double().mean().item(),
-                "spike_counts_off": dict(zip(executors[name].layers, off.tolist(), strict=True)),
-            }
-        )
-    return rows
-
-
 def ratios(rows: list[Row]) -> dict[str, float]:
-    """Images a second of our executor in int8 over each peer's, with as many threads and pictures."""
+    """Images a second of our executor in int16 and int8 over each peer's, with as many threads and pictures."""
     best = {(row["system"], row["threads"], row["batch"]): row["images_per_second"] for row in rows}
     found = {}
     for (system, threads, batch), rate in best.items():
-        if not system.startswith("cpu, int8") and batch in (1, 8, 32):
-            name = f"int8 over {system}, {threads} threads, batch {batch}"
-            found[name] = best["cpu, int8", threads, batch] / rate
+        for precision in ("int16", "int8"):
+            ours = best.get((f"cpu, {precision}", threads, batch))
+            if ours is not None and not system.startswith("cpu, int") and batch in (1, 8, 32):
+                name = f"{precision} over {system}, {threads} threads, batch {batch}"
+                found[name] = ours / rate
     return found
 
 
@@ -239,21 +186,6 @@ def print_table(header: list[str], lines: list[list[str]]) -> None:
     for line in [header, *lines]:
         cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
         sys.stdout.write("  ".join(cells).rstrip() + "\n")
-
-
-def report_agreement(checkpoint: Path, given: argparse.Namespace) -> None:
-    import results
-
-    rows = agreement(checkpoint, given.data, given.limit)
-    lines = []
-    for row in rows:
-        worst = max(row["spike_counts_off"].values())
-        figures = [f"{value:.4f}" for value in (row["accuracy"], row["agreement"], worst)]
-        lines.append([row["executor"], str(row["samples"]), *figures])
-    header = ["executor", "samples", "accuracy", "agreement", "spike counts off, worst layer"]
-    print_table(header, lines)
-    name = f"{given.name}-{rows[0]['model']}"
-    results.save(name, __doc__ or "", {"limit": given.limit}, rows, {})
 
 
 def report_speed(checkpoint: Path, given: argparse.Namespace) -> None:
@@ -288,8 +220,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, action="append", help="1 and 2 unless given")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each figure")
     parser.add_argument("--compiled", action="store_true", help="measure torch.compile, too")
-    parser.add_argument("--agreement", action="store_true", help="compare answers, not speed")
-    parser.add_argument("--limit", type=int, help="samples to compare on, all unless given")
     parser.add_argument("--name", default="engine", help="of the file in results/")
     given = parser.parse_args()
     checkpoint = given.model
@@ -300,7 +230,7 @@ def main() -> None:
         checkpoint = CACHE / f"resnet18-{given.neuron}-untrained.safetensors"
         if not checkpoint.exists():
             untrained_resnet18(checkpoint, given.neuron, given.data)
-    (report_agreement if given.agreement else report_speed)(checkpoint, given)
+    report_speed(checkpoint, given)
 
 
 if __name__ == "__main__":

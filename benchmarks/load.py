@@ -18,6 +18,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,7 @@ async def _run(given: argparse.Namespace, system: System, pictures: list[bytes])
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--system", required=True)
+    parser.add_argument("--query", help="instead of the system's own")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--pictures", type=int, required=True)
     parser.add_argument("--port", type=int, required=True)
@@ -212,6 +214,8 @@ def main() -> None:
     parser.add_argument("--poisson", action="store_true")
     given = parser.parse_args()
     (system,) = chosen([given.system])
+    if given.query is not None:
+        system = replace(system, query=given.query)
     pictures = read_pictures(given.folder, given.pictures).content
     try:
         import uvloop

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -81,6 +82,11 @@ def last_words(log: Path) -> str:
     return " | ".join(lines[-3:])[-400:]
 
 
+def stop_when_told() -> None:
+    """SIGTERM ends the benchmark as an exception does, so that no server is left behind."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+
+
 @contextlib.contextmanager
 def running(system: System, folder: Path, port: int, logs: Path) -> Generator[Running]:
     """Raises NotMeasuredError where it cannot be started."""
@@ -132,6 +138,15 @@ def free_ports(count: int = 4) -> int:
                 continue
             return port
     raise NotMeasuredError("no free ports")
+
+
+def machine_seconds() -> float:
+    """Processor seconds since the start of the machine, of all that runs on it and of whatever it is kept from."""
+    times = psutil.cpu_times()
+    waiting = times.idle + getattr(times, "iowait", 0.0)
+    # Linux counts the time of guests in `user` and `nice` too.
+    twice = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    return float(sum(times) - waiting - twice)
 
 
 def idle_cores(server: Running, seconds: float) -> float:

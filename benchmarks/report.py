@@ -64,10 +64,11 @@ def server(result: Result) -> str:
 
 
 def streams(result: Result) -> str:
-    titles = ["streams", "cameras", "windows/s", "events/s", "sent", "lost", "differing"]
-    titles += ["p50 ms", "p99 ms", "server, cores", "client, cores", "MiB"]
+    titles = ["", "streams", "cameras", "windows/s", "events/s", "sent", "lost", "differing"]
+    titles += ["p50 ms", "p99 ms", "server, cores", "client, cores", "others, cores", "MiB"]
     lines = [
         [
+            row["mode"],
             str(row["streams"]),
             "as fast as answered" if row["speed"] is None else f"{row['speed']:.3g} x real time",
             f"{row['windows_per_second']:.0f}",
@@ -79,6 +80,7 @@ def streams(result: Result) -> str:
             f"{row['p99_ms']:.1f}",
             f"{row['server_cores']:.2f}",
             f"{row['client_cores']:.2f}",
+            f"{row['other_cores']:.2f}",
             f"{row['memory_mib']:.0f}",
         ]
         for row in result["rows"]
@@ -86,22 +88,28 @@ def streams(result: Result) -> str:
     return table(titles, lines) + "\n" + ratio_list(result["ratios"])
 
 
+def fairness(result: Result) -> str:
+    titles = ["measured", "beside", "model", "clients or streams", "a second", "p50 ms", "p99 ms"]
+    lines = []
+    for row in result["rows"]:
+        others = [part for part in row["together"].split(" + ") if part != row["part"]]
+        figures = [f"{row[key]:.1f}" for key in ("a_second", "p50_ms", "p99_ms")]
+        beside = ", ".join(others) or "nothing"
+        lines.append([row["part"], beside, row["model"], str(row["clients"]), *figures])
+    return table(titles, lines) + "\n" + ratio_list(result["ratios"])
+
+
 def soak(result: Result) -> str:
     rows = [row for row in result["rows"] if "p50_ms" in row]
-    lines = [
-        [
-            row["what"],
-            f"{row['requests_per_second']:.1f}",
-            f"{row['p50_ms']:.1f}",
-            f"{row['p99_ms']:.1f}",
-        ]
-        for row in rows
-    ]
+    keys = ("requests_per_second", "p50_ms", "p99_ms", "other_cores")
+    lines = [[row["what"], row["system"], *(f"{row[key]:.4g}" for key in keys)] for row in rows]
+    said = table(["", "", "requests/s", "p50 ms", "p99 ms", "others, cores"], lines) + "\n"
     memory = [row for row in result["rows"] if "requests_so_far" in row]
-    said = table(["", "requests/s", "p50 ms", "p99 ms"], lines) + "\n"
-    if memory:
-        points = ", ".join(f"{row['memory_mib']:.1f}" for row in memory)
-        said += f"Memory in MiB, every {memory[0]['requests_so_far']:,} requests: {points}\n\n"
+    for system in dict.fromkeys(row["system"] for row in memory):
+        of = [row for row in memory if row["system"] == system]
+        points = ", ".join(f"{row['memory_mib']:.1f}" for row in of)
+        each = of[0]["requests_so_far"]
+        said += f"Memory in MiB, {system}, every {each:,} requests: {points}\n\n"
     return said + ratio_list(result["ratios"])
 
 
@@ -158,12 +166,55 @@ def about(result: Result) -> str:
     )
 
 
+def agreement(result: Result) -> str:
+    titles = ["model", "executor", "samples", "accuracy, %", "agreement, %"]
+    titles += ["spike counts off, mean and worst layer, %", "speed, reference = 1"]
+    base = {
+        row["model"]: row["samples_per_second"]
+        for row in result["rows"]
+        if row["executor"] == "reference"
+    }
+    lines = []
+    for row in result["rows"]:
+        off = [100 * value for value in row["spike_counts_off"].values()]
+        lines.append(
+            [
+                row["model"],
+                row["executor"] + (" (auto)" if row["automatic"] else ""),
+                f"{row['samples']:,}",
+                f"{100 * row['accuracy']:.2f}",
+                f"{100 * row['agreement']:.2f}",
+                f"{sum(off) / len(off):.4f}, {max(off):.4f}",
+                f"{row['samples_per_second'] / base[row['model']]:.2f}",
+            ]
+        )
+    return table(titles, lines)
+
+
+def engine(result: Result) -> str:
+    """A line for each system and number of threads, images/s by batch."""
+    batches = sorted({row["batch"] for row in result["rows"]})
+    rates: dict[tuple[str, int], dict[int, str]] = {}
+    for row in result["rows"]:
+        cells = rates.setdefault((row["system"], row["threads"]), {})
+        cells[row["batch"]] = f"{row['images_per_second']:.1f}"
+    titles = ["images/s", "threads", *(f"batch {batch}" for batch in batches)]
+    lines = [
+        [system, str(threads), *(cells.get(batch, "") for batch in batches)]
+        for (system, threads), cells in rates.items()
+    ]
+    return table(titles, lines)
+
+
 _WRITERS: dict[str, Callable[[Result], str]] = {
     "server": server,
     "streams": streams,
     "soak": soak,
+    "fairness": fairness,
     "formats": formats,
     "events": events,
+    "agreement": agreement,
+    "engine": engine,
 }
 
 

@@ -5,20 +5,21 @@ network in plain torch before anything is measured, and the share that agrees is
 being wrong. Systems take turns: a round starts each of them alone, warms it up, loads it with 1, 8 and 32 clients that wait
 for each answer (load.py, a process of its own on the same machine), and stops it; the figures are medians over the rounds,
 so that what else the machine did in between meets all alike. Processor time and memory are those of all
-processes of a system. `cores` is processor time over time. The bare engine (bare_engine.py) takes its turn too.
+processes of a system. `cores` is processor time over time, `others` that of processes which belong to neither side: a row
+where it is much says little. The bare engine (bare_engine.py) takes its turn too.
 
     python benchmarks/server.py --model FILE --data FOLDER --rounds 3 --seconds 10
     python benchmarks/server.py --untrained clif        random weights, where no ResNet-18 has been trained
+    python benchmarks/server.py --system spikeserve --keep      only this one; rows of others stay in the file
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,23 +33,23 @@ from processes import (
     free_ports,
     idle_cores,
     last_words,
+    machine_seconds,
     running,
+    stop_when_told,
 )
-from ratios import serving_ratios
+from ratios import ENGINE, OURS, serving_ratios
 from rich.console import Console
 from rich.table import Table
-from systems import HERE, System, chosen
+from rounds import Row, earlier, in_order, medians
+from systems import HERE, SYSTEMS, System, chosen
 from verify import agreement
 from workload import Workload, prepare, untrained_resnet18
 
 CACHE = HERE / ".cache"
-ENGINE = "engine"
 PICTURES = 512
 LEAST_AGREEMENT = 0.9
-_SPEEDS = ("requests_per_second", "p50_ms", "p90_ms", "p99_ms", "client_cores", "server_cores")
 
 console = Console(width=150)
-Row = dict[str, Any]
 
 
 def load_command(script: str, workload: Workload, *more: Any) -> list[str]:
@@ -57,19 +58,23 @@ def load_command(script: str, workload: Workload, *more: Any) -> list[str]:
 
 
 def loaded(command: list[str], server: Running | None = None) -> Row:
-    """What the load generator prints, with the server's processor time between its two marks."""
+    """What the load generator prints, with processor time between its two marks: the server's, and all others'."""
     client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if client.stdout is None or client.stderr is None:
         raise RuntimeError("the client has no output")
-    spent: list[float] = []
+    marks: list[tuple[float, float]] = []
     for line in client.stdout:
         if line.startswith(("begin", "end")):
-            spent.append(server.usage().cpu_seconds if server else 0.0)
+            marks.append((server.usage().cpu_seconds if server else 0.0, machine_seconds()))
         else:
             row: Row = json.loads(line)
             client.wait()
-            if len(spent) == 2:
-                row["server_cores"] = (spent[1] - spent[0]) / row["seconds"]
+            if len(marks) == 2:
+                ours, all_of_it = (
+                    (end - begin) / row["seconds"] for begin, end in zip(*marks, strict=True)
+                )
+                row["server_cores"] = ours
+                row["other_cores"] = max(0.0, all_of_it - ours - row["client_cores"])
             return row
     raise NotMeasuredError(f"the client failed: {client.stderr.read().strip()[-300:]}")
 
@@ -125,28 +130,6 @@ def measure_engine(workload: Workload, concurrencies: Iterable[int], seconds: fl
     return rows
 
 
-def medians(rows: list[Row]) -> list[Row]:
-    """One row for each system and concurrency. Memory is the most that was seen in any round."""
-    groups: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["system"], row["concurrency"]), []).append(row)
-    found = []
-    for group in groups.values():
-        first = group[0]
-        kept = ("system", "label", "runtime", "concurrency", "agreement")
-        row = {key: first[key] for key in kept if key in first}
-        for key in _SPEEDS:
-            if all(key in each for each in group):
-                row[key] = statistics.median(each[key] for each in group)
-        rates = [each["requests_per_second"] for each in group]
-        row["slowest_round"], row["fastest_round"] = min(rates), max(rates)
-        if "memory_mib" in first:
-            row["memory_mib"] = max(each["memory_mib"] for each in group)
-            row["idle_cores"] = statistics.median(each["idle_cores"] for each in group)
-        found.append(row)
-    return found
-
-
 def show(rows: list[Row], not_measured: dict[str, str]) -> None:
     titles = (
         "system",
@@ -156,6 +139,7 @@ def show(rows: list[Row], not_measured: dict[str, str]) -> None:
         "p99 ms",
         "cores",
         "client",
+        "others",
         "MiB",
         "idle",
         "right",
@@ -170,6 +154,7 @@ def show(rows: list[Row], not_measured: dict[str, str]) -> None:
             f"{row['p99_ms']:.1f}",
             f"{row['server_cores']:.2f}" if "server_cores" in row else "-",
             f"{row['client_cores']:.2f}" if "client_cores" in row else "-",
+            f"{row['other_cores']:.2f}" if "other_cores" in row else "-",
             f"{row['memory_mib']:.0f}" if "memory_mib" in row else "-",
             f"{row['idle_cores']:.2%}" if "idle_cores" in row else "-",
             f"{row['agreement']:.1%}" if "agreement" in row else "-",
@@ -186,8 +171,9 @@ def rounds(
     concurrencies: list[int],
     seconds: float,
     idle: float,
-) -> tuple[list[Row], dict[str, str]]:
-    """All rows of all rounds, and why a system has none."""
+) -> Iterator[tuple[list[Row], dict[str, str]]]:
+    """After each system all rows so far, and why systems have none."""
+    commit = results.commit()
     rows: list[Row] = []
     not_measured = {
         system.name: reason
@@ -196,6 +182,11 @@ def rounds(
         for system in systems
         if system.environment == environment
     }
+
+    def so_far() -> tuple[list[Row], dict[str, str]]:
+        found = [{**row, "commit": commit} for row in rows if row["system"] not in not_measured]
+        return found, not_measured
+
     for turn in range(count):
         for system in systems:
             if system.name in not_measured:
@@ -205,12 +196,17 @@ def rounds(
                 rows += measure(system, workload, concurrencies, seconds, idle)
             except NotMeasuredError as error:
                 not_measured[system.name] = str(error)
-        if any(system.ours for system in systems):
+            yield so_far()
+        if any(system.name == OURS for system in systems):
             try:
                 rows += measure_engine(workload, concurrencies, seconds)
             except NotMeasuredError as error:
                 not_measured[ENGINE] = str(error)
-    return [row for row in rows if row["system"] not in not_measured], not_measured
+            yield so_far()
+
+
+def _named(rows: list[Row]) -> set[str]:
+    return {row["system"] for row in rows}
 
 
 def main(
@@ -224,6 +220,9 @@ def main(
     idle: Annotated[float, typer.Option(help="seconds without a request")] = 5.0,
     pictures: Annotated[int, typer.Option(min=1)] = PICTURES,
     name: Annotated[str, typer.Option(help="of the file in results/")] = "server",
+    keep: Annotated[
+        bool, typer.Option("--keep", help="keep the file's rows of other systems")
+    ] = False,
 ) -> None:
     systems = chosen(system or [])
     CACHE.mkdir(exist_ok=True)
@@ -235,9 +234,6 @@ def main(
     workload = prepare(model, CACHE, data, pictures)
     if not workload.pictures.real:
         console.print("pictures are noise, on which early exit says nothing")
-    every, not_measured = rounds(systems, workload, count, concurrency, seconds, idle)
-    rows = medians(every)
-    show(rows, not_measured)
     settings = {
         "model": workload.manifest.name,
         "digest": workload.manifest.digest,
@@ -247,13 +243,29 @@ def main(
         "rounds": count,
         "seconds": seconds,
     }
-    ratios = serving_ratios(rows)
+    names = [*(one.name for one in SYSTEMS), ENGINE]
+    rows: list[Row] = []
+    ratios: dict[str, float] = {}
+    left: dict[str, str] = {}
+    # Written after each system, so that a run which is broken off leaves what it has.
+    for measured, missing in rounds(systems, workload, count, concurrency, seconds, idle):
+        every, left = measured, missing
+        if keep:
+            old, reasons = earlier(
+                name, workload.manifest.digest, _named(measured) | missing.keys()
+            )
+            every, left = old + measured, reasons | missing
+        every = in_order(every, names)
+        rows = medians(every)
+        ratios = serving_ratios(rows)
+        more = {"not_measured": left, "rounds": every}
+        path = results.save(name, __doc__ or "", settings, rows, ratios, **more)
+    show(rows, left)
     for key, value in ratios.items():
         console.print(f"{key}: {value:.3g}", highlight=False)
-    more = {"not_measured": not_measured, "rounds": every}
-    path = results.save(name, __doc__ or "", settings, rows, ratios, **more)
     console.print(f"written: {path}")
 
 
 if __name__ == "__main__":
+    stop_when_told()
     typer.run(main)

@@ -4,7 +4,8 @@ Idle: processor time over --idle seconds without a request, models loaded. Half 
 requests/s as a closed loop of 32 clients got out of it before, once at even distances and once as a Poisson process; latency
 counts from the time a request was due, so that a stall is seen in all requests behind it. Memory: a closed loop of 8 clients over --requests
 requests, with the memory of the server noted on the way; growth is that from a tenth of the way to the end, as buffers are
-filled at first.
+filled at first. Half load and memory are measured with all timesteps and with early exit, one after the other, of the same
+server.
 
     python benchmarks/soak.py --model FILE --requests 100000
 """
@@ -19,7 +20,14 @@ from typing import Annotated, Any
 
 import results
 import typer
-from processes import NotMeasuredError, Running, free_ports, idle_cores, running
+from processes import (
+    NotMeasuredError,
+    Running,
+    free_ports,
+    idle_cores,
+    running,
+    stop_when_told,
+)
 from rich.console import Console
 from server import CACHE, PICTURES, await_answers, load_command, loaded
 from systems import System, chosen
@@ -30,6 +38,7 @@ from spikeserve.settings import BUNDLED_MODELS
 MODEL = BUNDLED_MODELS / "fashion-clif.safetensors"
 CLIENTS = 8
 MOST_CLIENTS = 32
+SYSTEMS = ["spikeserve", "spikeserve-balanced"]
 _POINTS = 20
 Row = dict[str, Any]
 
@@ -50,10 +59,11 @@ def half_load(
 
     full = load("--concurrency", MOST_CLIENTS)
     rate = full["requests_per_second"] / 2
-    rows = [{"what": "full load", **full}]
+    rows = [{"what": "full load", "system": system.name, **full}]
     for what, more in (("half load, even", []), ("half load, Poisson", ["--poisson"])):
         row = load("--rate", rate, *more)
-        rows.append({"what": what, "p99_over_p50": row["p99_ms"] / row["p50_ms"], **row})
+        over = row["p99_ms"] / row["p50_ms"]
+        rows.append({"what": what, "system": system.name, "p99_over_p50": over, **row})
     return rows
 
 
@@ -75,8 +85,9 @@ def endurance(
             )
         done += count
         memory = server.usage().memory / (1 << 20)
-        rows.append({"what": "endurance", "requests_so_far": done, "memory_mib": memory})
-        console.print(f"{done} requests: {memory:.1f} MiB", highlight=False)
+        point = {"what": "endurance", "system": system.name, "requests_so_far": done}
+        rows.append({**point, "memory_mib": memory})
+        console.print(f"{system.label}, {done} requests: {memory:.1f} MiB", highlight=False)
     return rows
 
 
@@ -92,39 +103,42 @@ def main(
     requests: Annotated[int, typer.Option(help="of the long run; 0 for none")] = 100_000,
     seconds: Annotated[float, typer.Option(help="of each measurement at half load")] = 20.0,
     idle: Annotated[float, typer.Option(help="seconds without a request")] = 30.0,
-    system: Annotated[str, typer.Option(help="a system of systems.py")] = "spikeserve",
+    system: Annotated[list[str], typer.Option(help="of systems.py, with one command")] = SYSTEMS,
     name: Annotated[str, typer.Option(help="of the file in results/")] = "soak",
 ) -> None:
-    (asked,) = chosen([system])
+    asked = chosen(system)
     CACHE.mkdir(exist_ok=True)
     workload = prepare(model, CACHE, data, PICTURES)
     port = free_ports()
-    with running(asked, workload.folder, port, CACHE / "logs") as server:
-        await_answers(asked, server, port, workload)
+    rows: list[Row] = []
+    ratios: dict[str, float] = {}
+    with running(asked[0], workload.folder, port, CACHE / "logs") as server:
+        await_answers(asked[0], server, port, workload)
         time.sleep(2)
-        resting = idle_cores(server, idle)
-        rows: list[Row] = [{"what": "idle", "server_cores": resting}]
-        rows += half_load(asked, server, workload, port, seconds)
-        ratios = {
-            "idle_cores": resting,
-            "half_load_even_p99_over_p50": rows[2]["p99_over_p50"],
-            "half_load_poisson_p99_over_p50": rows[3]["p99_over_p50"],
-        }
-        if requests:
-            points = endurance(asked, server, workload, port, requests)
-            rows += points
-            ratios["memory_growth_mib"] = growth(points)
-    for row in rows[1:4]:
-        console.print(
-            f"{row['what']}: {row['requests_per_second']:.1f} requests/s, "
-            f"p50 {row['p50_ms']:.1f} ms, p99 {row['p99_ms']:.1f} ms",
-            highlight=False,
-        )
+        ratios["idle_cores"] = idle_cores(server, idle)
+        rows.append({"what": "idle", "server_cores": ratios["idle_cores"]})
+        for one in asked:
+            prefix = "" if one is asked[0] else f"{one.name.removeprefix('spikeserve-')}_"
+            loads = half_load(one, server, workload, port, seconds)
+            ratios[f"{prefix}half_load_even_p99_over_p50"] = loads[1]["p99_over_p50"]
+            ratios[f"{prefix}half_load_poisson_p99_over_p50"] = loads[2]["p99_over_p50"]
+            rows += loads
+            if requests:
+                points = endurance(one, server, workload, port, requests)
+                ratios[f"{prefix}memory_growth_mib"] = growth(points)
+                rows += points
+    for row in rows:
+        if "p50_ms" in row:
+            console.print(
+                f"{row['system']}, {row['what']}: {row['requests_per_second']:.1f} requests/s, "
+                f"p50 {row['p50_ms']:.1f} ms, p99 {row['p99_ms']:.1f} ms",
+                highlight=False,
+            )
     for key, value in ratios.items():
         console.print(f"{key}: {value:.3g}", highlight=False)
     settings = {
         "model": workload.manifest.name,
-        "system": system,
+        "system": ", ".join(system),
         "requests": requests,
         "seconds": seconds,
         "clients": CLIENTS,
@@ -133,6 +147,7 @@ def main(
 
 
 if __name__ == "__main__":
+    stop_when_told()
     try:
         typer.run(main)
     except (NotMeasuredError, subprocess.SubprocessError) as error:

@@ -28,9 +28,12 @@ _SECOND_US = 1_000_000
 
 
 class Source:
-    """One recording's messages. `events[k]` is how many events window k of each second has."""
+    """One recording's messages. `events[k]` is how many events window k of each second has.
 
-    def __init__(self, digit: int, window_us: int) -> None:
+    With a `busy` share below 1 only the first windows of each second have events, as where little moves.
+    """
+
+    def __init__(self, digit: int, window_us: int, busy: float = 1.0) -> None:
         self.window_us = window_us
         self.windows = _SECOND_US // window_us
         chunks = itertools.takewhile(
@@ -42,6 +45,8 @@ class Source:
         self.events: list[int] = []
         for k in range(self.windows):
             part = seen[(seen.t >= k * window_us) & (seen.t < (k + 1) * window_us)]
+            if k >= busy * self.windows:
+                part = part[:0]
             self.events.append(len(part))
             payload, base_us = (
                 wire.encode(wire.Encoding.COLUMNS_V1, part) if len(part) else (b"", 0)
@@ -122,10 +127,10 @@ async def _each(call: Any) -> AsyncIterator[bytes]:
 
 
 class Clients:
-    def __init__(self, target: str, window_us: int) -> None:
+    def __init__(self, target: str, window_us: int, busy: float = 1.0) -> None:
         options = [("grpc.use_local_subchannel_pool", 1)]
         self.channels = [grpc.aio.insecure_channel(target, options) for _ in range(_CHANNELS)]
-        self.sources = [Source(digit, window_us) for digit in range(RECORDINGS)]
+        self.sources = [Source(digit, window_us, busy) for digit in range(RECORDINGS)]
         opening = pb.OpenStream(
             start_us=0, encoding=pb.ENCODING_COLUMNS_V1, window_us=window_us, force=True
         )

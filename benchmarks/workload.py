@@ -26,8 +26,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from spiketrain.checkpoint import Checkpoint, load_checkpoint, model_digest, save_checkpoint
+from spiketrain.convert.source import training_data
 from spiketrain.convert.spikingjelly_export import export_spikingjelly
-from spiketrain.data import load_dataset
+from spiketrain.data import DataSet, load_dataset
 from spiketrain.data.base import DataMissingError
 from spiketrain.kernels import plain_steps
 from spiketrain.manifest import ImageInput, Manifest, NetworkSpec
@@ -84,7 +85,7 @@ def _pictures(folder: Path, checkpoint: Checkpoint, data: Path | None, count: in
         cached = read_pictures(folder, count)
         if cached.real:
             return cached
-    stored, real = stored_pictures(tuple(checkpoint.manifest.input.shape), data, count)
+    stored, real = test_pictures(checkpoint.manifest, data, count)
     labels = reference_labels(checkpoint, stored).numpy()
     return write_pictures(folder, [_png(picture) for picture in stored.numpy()], labels, real)
 
@@ -96,15 +97,37 @@ def _png(picture: Any) -> bytes:
     return file.getvalue()
 
 
+def test_pictures(manifest: Manifest, data: Path | None, count: int) -> tuple[Tensor, bool]:
+    """Of the test set of what the model was trained on, in its size; as `stored_pictures`."""
+    shape = tuple(manifest.input.shape)
+    if manifest.training is None:
+        return stored_pictures(shape, data, count)
+    try:
+        return drawn(training_data(manifest, data), count), True
+    except DataMissingError as error:
+        return noise(shape, count, error), False
+
+
 def stored_pictures(shape: tuple[int, ...], data: Path | None, count: int) -> tuple[Tensor, bool]:
     """uint8 [N, C, H, W] of the test set, in a random but fixed order; noise, and False, where there is none."""
-    generator = torch.Generator().manual_seed(0)
     try:
-        x = load_dataset(DATA_SETS[shape], data).test.x
+        return drawn(load_dataset(DATA_SETS[shape], data), count), True
     except (DataMissingError, KeyError) as error:
-        logging.getLogger(__name__).warning("pictures are noise: %s", error)
-        return torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8), False
-    return x[torch.randperm(len(x), generator=generator)[:count]], True
+        return noise(shape, count, error), False
+
+
+def drawn(data: DataSet, count: int) -> Tensor:
+    order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
+    pictures = data.test.x
+    if not isinstance(pictures, Tensor):
+        raise ValueError(f"{data.name}: the test set is not held in memory")
+    return pictures[order[:count]]
+
+
+def noise(shape: tuple[int, ...], count: int, why: Exception) -> Tensor:
+    logging.getLogger(__name__).warning("pictures are noise: %s", why)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
 
 
 def normalised(stored: Tensor, spec: ImageInput) -> Tensor:

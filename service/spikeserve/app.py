@@ -1,7 +1,7 @@
 """The whole server: what starts in which order, and how it stops.
 
 Start: ports, then models. The ports are open from the beginning, so that health can be asked for; the server is ready
-when the models are warm. Stop, on SIGTERM or SIGINT: not ready any more; no new connections; what is under way may
+when the models are warm. Stop, on SIGTERM or SIGINT: not ready any more; after `shutdown_delay_seconds` no new connections; what is under way may
 finish within `drain_seconds`; streams that are still open are told to go; exit 0. A second signal ends it at once.
 """
 
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import math
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -21,22 +23,33 @@ import grpc
 import uvicorn
 
 from spikeserve import logs
+from spikeserve.access import Gate
+from spikeserve.access.keys import KeysError
 from spikeserve.classify import Classifier
 from spikeserve.grpc.server import create_server
 from spikeserve.health import Health
 from spikeserve.metrics import Metrics
+from spikeserve.oip.infer import Inference
 from spikeserve.refusals import Refusals
 from spikeserve.repository import Repository
 from spikeserve.rest import create_app
+from spikeserve.rest.access import AdminPort
+from spikeserve.rest.connections import ImpatientProtocol
 from spikeserve.settings import Settings
+from spikeserve.sources import SourceError, Sources, with_sources
 from spikeserve.streams import Streams
+from spikeserve.tls import TlsError, context_of, credentials_of
 from spikeserve.traces import Tracer
+from spikeserve.tracing import Spans, TracingError
 
 logger = logging.getLogger("spikeserve")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Time for the last answers to be sent, after what was under way has been ended.
 _FAREWELL_SECONDS = 2.0
+# What comes while the last balancers and clients notice is refused in so many words.
+_REFUSAL_SECONDS = 0.25
+_PR_SET_PDEATHSIG = 1
 # Longer than the clients' and proxies' usual 60 s, so that it is not we who close a connection that they reuse.
 _KEEP_ALIVE_SECONDS = 75
 # What a message of events over a WebSocket has before its events.
@@ -51,12 +64,17 @@ class Server:
     """REST and gRPC over one set of models, in one process and on the event loop that is running."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._settings = settings = _with_sources(settings)
+        self._credentials = _credentials(settings)
         self.metrics = Metrics()
         self.repository = Repository(settings, self.metrics)
-        self.classifier = Classifier(self.repository, self.metrics, settings)
+        self.sources = Sources(settings, self.repository.refresh, self.metrics.source_fetched)
+        self.spans = _spans(settings)
+        self.classifier = Classifier(self.repository, self.metrics, settings, self.spans)
         self.streams = Streams(self.repository, self.metrics, settings)
         self.tracer = Tracer(self.repository, settings)
+        self.gate = _gate(settings)
+        self.inference = Inference(self.repository, self.classifier, self.streams, self.gate)
         self.refusals = Refusals()
         self.health = Health(self.repository)
         app = create_app(
@@ -66,14 +84,25 @@ class Server:
             self.classifier,
             self.streams,
             self.tracer,
+            self.inference,
             self.refusals,
             self.health,
+            self.gate,
         )
+        self._app = app
         self._http = _HttpServer(_http_config(settings, app))
+        self._admin: _HttpServer | None = None
+        if settings.admin_port is not None:
+            self._admin = _HttpServer(_http_config(settings, AdminPort(app)))
         self._rpc: grpc.aio.Server | None = None
         self._running: asyncio.Task[None] | None = None
-        self.http_port = 0
+        self._running_admin: asyncio.Task[None] | None = None
+        self.http_port = self.admin_port = 0
         self.grpc_port = 0
+
+    def openapi(self) -> dict[str, Any]:
+        """What the REST interface says of itself."""
+        return self._app.openapi()
 
     async def start(self) -> None:
         """Opens both ports, then loads the models. Raises StartError for a port that cannot be had."""
@@ -86,21 +115,35 @@ class Server:
                 self.repository,
                 self.classifier,
                 self.streams,
+                self.inference,
                 self.refusals,
                 self.health,
+                self.gate,
             )
-            self.grpc_port = _bind_rpc(self._rpc, settings.host, settings.grpc_port)
+            self.grpc_port = _bind_rpc(self._rpc, settings, self._credentials)
+            if settings.admin_port is not None:
+                admin = _listen(settings.admin_host, settings.admin_port, "admin")
+                self.admin_port = admin[0].getsockname()[1]
         except BaseException:
             _close(listeners)
             raise
         self.http_port = listeners[0].getsockname()[1]
         await self._rpc.start()
         self._running = asyncio.create_task(self._http.serve(listeners))
-        where = _in_url(settings.host)
+        if self._admin is not None:
+            self._running_admin = asyncio.create_task(self._admin.serve(admin))
+            where = _in_url(settings.admin_host)
+            logger.info("models are managed on %s:%d", where, self.admin_port)
         logger.info(
-            "http://%s:%d and gRPC on port %d are open", where, self.http_port, self.grpc_port
+            "%s://%s:%d and gRPC on port %d are open",
+            "http" if self._credentials is None else "https",
+            _in_url(settings.host),
+            self.http_port,
+            self.grpc_port,
         )
-        await asyncio.to_thread(self.repository.load)
+        await asyncio.to_thread(self.sources.fetch)
+        await asyncio.to_thread(self.repository.load_all)
+        self.sources.start()
 
     async def until(self, stopping: asyncio.Event) -> bool:
         """Returns when `stopping` is set: True; or when the HTTP server has ended by itself: False."""
@@ -115,13 +158,22 @@ class Server:
     async def stop(self) -> None:
         """Finishes what is under way, for `drain_seconds` at most, and closes everything."""
         self.health.drain()
+        if self._rpc is not None:
+            await asyncio.sleep(self._settings.shutdown_delay_seconds)
+            # Calls that reach gRPC in the moment in which it stops are cancelled without a word; here they are told.
+            self.gate.close()
+            await asyncio.sleep(_REFUSAL_SECONDS)
         grace = self._settings.drain_seconds
         self._http.should_exit = True
+        if self._admin is not None:
+            self._admin.should_exit = True
         ending: set[asyncio.Future[None]] = set()
         if self._rpc is not None:
             ending.add(asyncio.ensure_future(self._rpc.stop(grace + _FAREWELL_SECONDS)))
         if self._running is not None:
             ending.add(self._running)
+        if self._running_admin is not None:
+            ending.add(self._running_admin)
         if ending:
             _, late = await asyncio.wait(ending, timeout=grace)
             if late:
@@ -133,8 +185,10 @@ class Server:
         await asyncio.to_thread(self._close_models)
 
     def _close_models(self) -> None:
+        self.sources.stop()
         self.repository.drain(_FAREWELL_SECONDS)
         self.classifier.close()
+        self.spans.close()
         self.tracer.close()
         self.repository.close()
 
@@ -142,8 +196,22 @@ class Server:
 def run(settings: Settings) -> int:
     """Serves until a signal comes; returns the exit status. Raises StartError."""
     logs.configure(settings)
+    if settings.exit_with_parent:
+        _end_with_parent()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(settings))
+
+
+def _end_with_parent() -> None:
+    """The kernel sends SIGTERM when the thread that started this process ends. Raises StartError."""
+    if sys.platform != "linux":
+        raise StartError("exit_with_parent: this system cannot tell that a parent has ended")
+    parent = os.getppid()
+    failed = ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if failed:
+        raise StartError(f"exit_with_parent: {os.strerror(ctypes.get_errno())}")
+    if os.getppid() != parent:  # it had ended before it could be watched
+        raise StartError("exit_with_parent: the parent has ended already")
 
 
 async def _serve(settings: Settings) -> int:
@@ -151,11 +219,11 @@ async def _serve(settings: Settings) -> int:
     with _signals(stopping):
         server = Server(settings)
         try:
-            await server.start()
-            if server.health.ready:
-                logger.info("ready")
-            else:
-                logger.warning("no model is ready: the messages above say why")
+            if await _started(server, stopping):
+                if server.health.ready:
+                    logger.info("ready")
+                else:
+                    logger.warning("no model is ready: the messages above say why")
             told = await server.until(stopping)
         finally:
             await server.stop()
@@ -164,6 +232,19 @@ async def _serve(settings: Settings) -> int:
         return 1
     logger.info("stopped")
     return 0
+
+
+async def _started(server: Server, stopping: asyncio.Event) -> bool:
+    """False where the server was told to stop while it started. Raises StartError."""
+    starting, told = asyncio.create_task(server.start()), asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({starting, told}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+        return starting.done()
+    finally:
+        starting.cancel()
+        told.cancel()
 
 
 @contextlib.contextmanager
@@ -187,6 +268,35 @@ def _signals(stopping: asyncio.Event) -> Generator[None]:
             loop.remove_signal_handler(number)
 
 
+def _with_sources(settings: Settings) -> Settings:
+    try:
+        return with_sources(settings)
+    except SourceError as error:
+        raise StartError(f"sources: {error}") from None
+
+
+def _gate(settings: Settings) -> Gate:
+    try:
+        return Gate(settings)
+    except KeysError as error:
+        raise StartError(str(error)) from None
+
+
+def _spans(settings: Settings) -> Spans:
+    try:
+        return Spans(settings)
+    except TracingError as error:
+        raise StartError(str(error)) from None
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    try:
+        context_of(settings)  # which says what is wrong with a certificate
+        return credentials_of(settings)
+    except TlsError as error:
+        raise StartError(str(error)) from None
+
+
 class _HttpServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -195,8 +305,9 @@ class _HttpServer(uvicorn.Server):
 
 
 def _http_config(settings: Settings, app: object) -> uvicorn.Config:
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,  # type: ignore[arg-type]
+        http=ImpatientProtocol,
         lifespan="off",
         ws="websockets-sansio",
         ws_max_size=settings.max_message_bytes + _FRAME_BYTES,
@@ -209,9 +320,12 @@ def _http_config(settings: Settings, app: object) -> uvicorn.Config:
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
     )
+    config.load()
+    config.ssl = context_of(settings)
+    return config
 
 
-def _listen(host: str, port: int) -> list[socket.socket]:
+def _listen(host: str, port: int, which: str = "http") -> list[socket.socket]:
     """One listener for each address that `host` stands for, all on one port."""
     listeners: list[socket.socket] = []
     try:
@@ -225,7 +339,7 @@ def _listen(host: str, port: int) -> list[socket.socket]:
             port = listener.getsockname()[1]
     except OSError as error:
         _close(listeners)
-        raise _cannot_listen(host, port, "http", error) from error
+        raise _cannot_listen(host, port, which, error) from error
     return listeners
 
 
@@ -234,9 +348,15 @@ def _close(listeners: list[socket.socket]) -> None:
         listener.close()
 
 
-def _bind_rpc(server: grpc.aio.Server, host: str, port: int) -> int:
+def _bind_rpc(
+    server: grpc.aio.Server, settings: Settings, credentials: grpc.ServerCredentials | None
+) -> int:
+    host, port = settings.host, settings.grpc_port
+    address = f"{_in_url(host)}:{port}"
     try:
-        return server.add_insecure_port(f"{_in_url(host)}:{port}")
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise _cannot_listen(host, port, "grpc", error) from error
 

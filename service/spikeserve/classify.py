@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spikeserve.engine import ExitPolicy, Priority, RunResult, exit_policy
-from spikeserve.engine.jobs import deadline_passed
+from spikeserve.access import current_caller
+from spikeserve.engine import ExitPolicy, Priority, RunResult, Scheduler, exit_policy
+from spikeserve.engine.jobs import QueueLimit, deadline_passed
 from spikeserve.engine.readout import probabilities
 from spikeserve.errors import ErrorKind, ServiceError
-from spikeserve.images import ImageLimits, decode_image
+from spikeserve.images import ImageLimits, decode_image, decodes_at_once
 from spikeserve.metrics import Metrics
 from spikeserve.repository import LoadedModel, Repository
 from spikeserve.settings import Settings
+from spikeserve.tracing import Spans
 from spiketrain.energy import energy_joules
 from spiketrain.exit import NAMED_RISKS, ExitTable
 from spiketrain.manifest import ImageInput
@@ -79,13 +81,22 @@ class Classification:
 
 
 DEFAULT_TOP_K = 5
+# How long pictures wait for an engine that has crashed; longer, and their clients had better ask elsewhere.
+_RESTART_SECONDS = 5.0
+_RESTART_LOOK_SECONDS = 0.02
 
 
 class Classifier:
-    def __init__(self, repository: Repository, metrics: Metrics, settings: Settings) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        metrics: Metrics,
+        settings: Settings,
+        spans: Spans | None = None,
+    ) -> None:
+        self.spans = spans or Spans(settings)
         self._repository = repository
         self._settings = settings
-        self._limits = ImageLimits(settings.max_body_bytes, settings.max_pixels)
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._decoding = 0
         self._closed = False
@@ -96,20 +107,42 @@ class Classifier:
         top_k, timesteps = self._checked(request, model)
         policy = self._exit(request, model, timesteps)
         priority = self._priority(request)
-        model.engine.check()  # before any work is done for a picture that would be refused
-        began = time.monotonic()
+        queue_limit = QueueLimit(
+            *current_caller.get().narrowed("queue_seconds", self._settings.queue_seconds)
+        )
+
+        async def computed() -> RunResult:
+            future = model.engine.submit(
+                picture,
+                timesteps,
+                request.deadline,
+                priority=priority,
+                exit_policy=policy,
+                queue_limit=queue_limit,
+            )
+            return await asyncio.wrap_future(future)
+
         async with _until(request.deadline):
+            await _restarted(model.engine)
+            model.engine.check()  # before any work is done for a picture that would be refused
+            began = time.monotonic()
             picture = await self._decode(request.image, model)
             decode = time.monotonic() - began
-            future = model.engine.submit(
-                picture, timesteps, request.deadline, priority=priority, exit_policy=policy
-            )
-            result = await asyncio.wrap_future(future)
+            try:
+                result = await computed()
+            except ServiceError as error:
+                if error.kind is not ErrorKind.INTERNAL and not model.engine.restarting:
+                    raise
+                # The executor failed, with all that it was at. A picture may begin anew, once.
+                await _restarted(model.engine)
+                result = await computed()
+        model.watch.picture(picture, result, policy is not None)
         timing = {
             "decode": decode,
             "queue": result.queue_seconds,
             "compute": result.compute_seconds,
         }
+        self.spans.stages(timing, model.name, model.version)
         return self._answer(request, model, top_k, timesteps, policy, result, timing)
 
     def close(self) -> None:
@@ -181,13 +214,15 @@ class Classifier:
             raise ServiceError(
                 ErrorKind.UNAVAILABLE, "the server is shutting down: try another one", 1.0
             )
+        if decodes_at_once(image):
+            return decode_image(image, spec, image_limits(self._settings))
         if self._decoding >= self._settings.max_queue:
             raise ServiceError(ErrorKind.UNAVAILABLE, "too many pictures wait to be decoded", 1.0)
         self._decoding += 1
         try:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(
-                self._decoders, decode_image, image, spec, self._limits
+                self._decoders, decode_image, image, spec, image_limits(self._settings)
             )
         finally:
             self._decoding -= 1
@@ -221,6 +256,14 @@ class Classifier:
         )
 
 
+def image_limits(settings: Settings) -> ImageLimits:
+    """Those that hold for the request under way."""
+    caller = current_caller.get()
+    most_bytes, bytes_name = caller.whole("max_body_bytes", settings.max_body_bytes)
+    most_pixels, pixels_name = caller.whole("max_pixels", settings.max_pixels)
+    return ImageLimits(most_bytes, most_pixels, bytes_name, pixels_name)
+
+
 def account(model: LoadedModel, result: RunResult) -> tuple[dict[str, float], int, float]:
     """Firing rates, synaptic operations and energy of one picture or one window; the metrics take them in."""
     timesteps = len(result.logits)
@@ -251,6 +294,13 @@ def _policy(
 
 def _impossible(message: str) -> ServiceError:
     return ServiceError(ErrorKind.IMPOSSIBLE, message)
+
+
+async def _restarted(engine: Scheduler) -> None:
+    """Returns when a crashed engine is there again, or does not come back soon."""
+    end = time.monotonic() + _RESTART_SECONDS
+    while engine.restarting and time.monotonic() < end:  # noqa: ASYNC110 - seldom, and not for long
+        await asyncio.sleep(_RESTART_LOOK_SECONDS)
 
 
 @asynccontextmanager

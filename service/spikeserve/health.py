@@ -32,6 +32,15 @@ class Health:
             return "draining"
         return "ready" if self._repository.ready else "not ready"
 
+    @property
+    def progress(self) -> str | None:
+        """How far the first loading of all models is, while it is under way."""
+        done, found = self._repository.progress
+        return f"{done} of {found} models" if done < found else None
+
+    async def wait_for_draining(self) -> None:
+        await self._draining.wait()
+
     async def draining_within(self, seconds: float) -> bool:
         """Waits for so long at most, less when draining begins."""
         try:

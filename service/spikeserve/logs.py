@@ -11,6 +11,7 @@ from spikeserve.errors import ErrorKind, ServiceError, new_incident
 from spikeserve.settings import Settings
 
 _requests = logging.getLogger("spikeserve.request")
+_audit = logging.getLogger("spikeserve.audit")
 _failures = logging.getLogger("spikeserve.failure")
 
 
@@ -43,6 +44,16 @@ def request_line(
     facts |= fields
     given = {name: value for name, value in facts.items() if value is not None}
     _requests.info("request", extra={"fields": given})
+
+
+def audit_line(*, action: str, code: str, **fields: object) -> None:
+    """Somebody managed the server, or tried to. Written whatever the level of the other logs is."""
+    facts = {"action": action, "code": code} | fields
+    given = {name: value for name, value in facts.items() if value is not None}
+    record = _audit.makeRecord(
+        _audit.name, logging.INFO, __file__, 0, "audit", (), None, extra={"fields": given}
+    )
+    _audit.handle(record)
 
 
 def internal_error(error: BaseException, where: str) -> ServiceError:

@@ -6,6 +6,7 @@ no client can make new time series.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -16,7 +17,10 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from spikeserve.drift import DriftMonitor
+from spikeserve.drift_metrics import DriftCollector
 from spikeserve.engine import Scheduler
+from spikeserve.gpu_metrics import GpuCollector
 
 STAGES = ("decode", "queue", "compute", "encode")
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # fmt: skip
@@ -38,6 +42,9 @@ class Metrics:
         self.registry = CollectorRegistry(auto_describe=True)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
+        self.drift = DriftCollector()
+        self.registry.register(self.drift)
+        self.registry.register(GpuCollector())
         self._models: dict[tuple[str, str], ModelMetrics] = {}
         self._routes: set[str] = set()
         self.requests = self._counter(
@@ -55,6 +62,16 @@ class Metrics:
         self.loaded = self._gauge("model_loaded", "1 for each model that was loaded.", _MODEL)
         self.ready = self._gauge("model_ready", "1 where the model can answer.", _MODEL)
         self.failed = self._gauge("models_failed", "Checkpoints that could not be loaded.", ())
+        self.loads = self._counter(
+            "model_loads",
+            "Attempts to load a version of a model, by outcome (loaded, failed).",
+            ("model", "outcome"),
+        )
+        self.source_fetches = self._counter(
+            "source_fetches",
+            "Looks at an address of models, by outcome (changed, unchanged, failed).",
+            ("outcome",),
+        )
         self.slots = self._gauge("slots", "Slots of the model.", _MODEL)
         self.slots_in_use = self._gauge("slots_in_use", "Slots that hold a sample.", _MODEL)
         self.queue_depth = self._gauge("queue_depth", "Pictures that wait for a slot.", _MODEL)
@@ -115,6 +132,14 @@ class Metrics:
         if (model, version) in self._models:
             self._models[model, version].stages[stage].observe(seconds)
 
+    def load_tried(self, name: str, outcome: Literal["loaded", "failed"]) -> None:
+        """`name` is that of a file in the folders of models, never what a client asked for."""
+        self.loads.labels(name, outcome).inc()
+
+    def source_fetched(self, outcome: str) -> None:
+        """`outcome` is one of spikeserve.sources.Outcome."""
+        self.source_fetches.labels(outcome).inc()
+
     def watch_streams(
         self, count: Callable[[], int], parked: Callable[[], int] = lambda: 0
     ) -> None:
@@ -148,22 +173,47 @@ class ModelMetrics:
         self._labels = (name, version)
         self._lock = threading.Lock()
         self._means: dict[str, tuple[int, float]] = {}
+        self._layers: dict[str, tuple[Gauge, Histogram]] = {}
+        self.steps = 0
+        """Timesteps of the engine, each with all that was in a slot then."""
         self.stages = {stage: metrics.stages.labels(stage, name, version) for stage in STAGES}
         self._batch = metrics.batch.labels(name, version)
         self._restarts = metrics.restarts.labels(name, version)
         self._operations = metrics.operations.labels(name, version)
         self._energy = metrics.energy.labels(name, version)
 
-    def watch(self, engine: Scheduler) -> None:
-        """What the engine knows about itself is asked at every scrape."""
+    def watch(self, engine: Scheduler, drift: DriftMonitor) -> None:
+        """What the engine and the monitor know is asked at every scrape."""
         metrics, labels = self._metrics, self._labels
+        metrics.drift.watch(*labels, drift)
         metrics.loaded.labels(*labels).set(1)
         metrics.ready.labels(*labels).set_function(lambda: float(engine.healthy))
         metrics.slots.labels(*labels).set_function(lambda: engine.slots)
         metrics.slots_in_use.labels(*labels).set_function(lambda: engine.slots_in_use)
         metrics.queue_depth.labels(*labels).set_function(lambda: engine.waiting)
 
+    def forget(self) -> None:
+        """The model does not answer any more: it has no present state. What was counted stays."""
+        metrics = self._metrics
+        metrics.drift.forget(*self._labels)
+        for gauge in (
+            metrics.loaded,
+            metrics.ready,
+            metrics.slots,
+            metrics.slots_in_use,
+            metrics.queue_depth,
+        ):
+            with contextlib.suppress(KeyError):
+                gauge.remove(*self._labels)
+        with self._lock:
+            for layer in self._means:
+                with contextlib.suppress(KeyError):
+                    metrics.rate.remove(*self._labels, layer)
+            self._means.clear()
+            self._layers.clear()
+
     def stepped(self, batch: int) -> None:
+        self.steps += 1
         self._batch.observe(batch)
 
     def restarted(self) -> None:
@@ -181,8 +231,16 @@ class ModelMetrics:
                 count = min(count + 1, RATE_SAMPLES)
                 mean += (rate - mean) / count
                 self._means[layer] = (count, mean)
-                self._metrics.rate.labels(*self._labels, layer).set(mean)
-                self._metrics.sample_rate.labels(*self._labels, layer).observe(rate)
+                if layer not in self._layers:
+                    labels = (*self._labels, layer)
+                    children = (
+                        self._metrics.rate.labels(*labels),
+                        self._metrics.sample_rate.labels(*labels),
+                    )
+                    self._layers[layer] = children
+                gauge, histogram = self._layers[layer]
+                gauge.set(mean)
+                histogram.observe(rate)
 
     def picture(self, timesteps: int, exit: Literal["on", "off"]) -> None:
         self._metrics.timesteps.labels(*self._labels, exit).observe(timesteps)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 import uuid
+from contextvars import ContextVar
+
+current_request_id: ContextVar[str | None] = ContextVar("current_request_id", default=None)
+"""Of the request that is being answered."""
 
 _FIT = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 

@@ -18,10 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spikeserve.classify import image_limits
 from spikeserve.engine.readout import probabilities
 from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.images import ImageLimits, decode_image
 from spikeserve.repository import LoadedModel, Repository
+from spikeserve.repository.files import ONNX
 from spikeserve.settings import Settings
 from spiketrain.checkpoint import load_checkpoint
 from spiketrain.energy import fan_out
@@ -81,7 +83,6 @@ class Tracer:
     def __init__(self, repository: Repository, settings: Settings) -> None:
         self._repository = repository
         self._settings = settings
-        self._limits = ImageLimits(settings.max_body_bytes, settings.max_pixels)
         self._worker = ThreadPoolExecutor(1, "trace")
         self._waiting = 0
         self._closed = False
@@ -98,7 +99,9 @@ class Tracer:
         self._waiting += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._worker, self._run, request, model, timesteps)
+            return await loop.run_in_executor(
+                self._worker, self._run, request, model, timesteps, image_limits(self._settings)
+            )
         finally:
             self._waiting -= 1
 
@@ -111,6 +114,10 @@ class Tracer:
         trained = model.manifest.timesteps
         if model.kind != "image":
             raise _impossible(f"model {model.name} takes events, not pictures")
+        if model.path.suffix == ONNX:
+            raise _impossible(
+                f"model {model.name} is an ONNX file, which tells nothing of single neurons: serve its checkpoint"
+            )
         if not 1 <= request.neurons <= MAX_NEURONS:
             raise _impossible(f"neurons is {request.neurons}: a trace has 1 to {MAX_NEURONS}")
         timesteps = trained if request.timesteps is None else request.timesteps
@@ -122,11 +129,13 @@ class Tracer:
 
     # In the worker's thread.
 
-    def _run(self, request: TraceRequest, model: LoadedModel, timesteps: int) -> Trace:
+    def _run(
+        self, request: TraceRequest, model: LoadedModel, timesteps: int, limits: ImageLimits
+    ) -> Trace:
         spec = model.manifest.input
         if not isinstance(spec, ImageInput):
             raise TypeError(f"{model.name} has no image input")
-        picture = decode_image(request.image, spec, self._limits)
+        picture = decode_image(request.image, spec, limits)
         network, reach = self._network(model)
         logits, counts, recorder = _recorded(network, picture, timesteps, request.neurons)
         operations = [

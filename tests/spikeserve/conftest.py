@@ -6,7 +6,7 @@ import asyncio
 import io
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from PIL import Image
 
 from spikeserve.app import Server
 from spikeserve.settings import Settings, load_settings
-from spiketrain.checkpoint import save_checkpoint
+from spiketrain.checkpoint import load_checkpoint, save_checkpoint
+from spiketrain.exit import ExitLevel, ExitTable
 from spiketrain.manifest import DurationWindow, EventInput, ImageInput, Input, Manifest, NetworkSpec
 from spiketrain.networks import build_network
 from spiketrain.neurons import CLIFConfig
@@ -100,7 +101,41 @@ def running(make_settings: Callable[..., Settings]) -> ServerFactory:
 @pytest.fixture(scope="module")
 def threaded_server(model_folder: Path) -> Iterator[Server]:
     """One for all tests of a module, on an event loop in a thread, since plain clients block."""
-    settings = load_settings(**settings_for(model_folder))
+    with in_a_thread(load_settings(**settings_for(model_folder))) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server_with_exits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With thresholds that every picture reaches: for a risk of 0.005 after three timesteps, of 0.02 after two.
+
+    `normal` is the highest priority.
+    """
+    path = tmp_path_factory.mktemp("exits") / "pictures.safetensors"
+    write_model(path, "pictures", ImageInput(shape=(1, 28, 28), mean=(0.5,), std=(0.5,)))
+    loaded = load_checkpoint(path)
+    thresholds = {0.005: (None, None, 0.01), 0.02: (None, 0.01, 0.01)}
+    table = ExitTable(
+        model=loaded.manifest.digest,
+        temperatures=(1.0, 1.0, 1.0),
+        levels=tuple(
+            ExitLevel(risk=risk, thresholds=each, disagreement=0, upper_bound=0, mean_timesteps=1)
+            for risk, each in thresholds.items()
+        ),
+        confidence=0.95,
+        dataset="d",
+        split="validation",
+        fitted=1,
+        verified=1,
+        seed=0,
+    )
+    save_checkpoint(path, loaded.manifest.model_copy(update={"exit": table}), loaded.tensors)
+    with in_a_thread(load_settings(**settings_for(path), highest_priority="normal")) as server:
+        yield server
+
+
+@contextmanager
+def in_a_thread(settings: Settings) -> Iterator[Server]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

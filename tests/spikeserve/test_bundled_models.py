@@ -36,6 +36,15 @@ def test_there_is_an_image_model_for_every_neuron_an_event_model_and_a_conversio
     assert [digests[c.parent] for c in converted] == ["fashion-clif"]
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_each_has_a_profile_of_all_its_layers(file: Path) -> None:
+    checkpoint = load_checkpoint(file)
+    health = checkpoint.manifest.health
+    assert health is not None, f"spiketrain profile {file}"
+    assert set(health.layers) == set(checkpoint.network().neuron_shapes())
+    assert all(0 < layer.rate.mean < 1 for layer in health.layers.values())
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_each_is_small_loads_and_says_what_it_was_trained_on(file: Path) -> None:
     assert file.stat().st_size < 2_000_000

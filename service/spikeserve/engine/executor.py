@@ -48,6 +48,10 @@ class StepResult:
 
 
 class Executor(Protocol):
+    """One that computes ahead may have a method `further(slot)`, too: it hands out at once all timesteps of a slot that are
+    computed already, as arrays of logits [t, classes], spikes [t, layers] and operations [t], or None.
+    """
+
     @property
     def slots(self) -> int: ...
 

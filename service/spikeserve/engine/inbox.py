@@ -16,6 +16,7 @@ from spikeserve.engine.jobs import (
     Job,
     JobFuture,
     Priority,
+    QueueLimit,
     Resident,
     RunResult,
     SnapshotJob,
@@ -52,6 +53,7 @@ class Inbox:
         self._asleep = False
         self._clients_left = False
         self.stopping = False
+        self._why_stopped = "the server is shutting down: try another one"
         self.waiting = 0
 
     # For other threads.
@@ -79,13 +81,16 @@ class Inbox:
         deadline: float | None,
         priority: Priority,
         exit_policy: ExitPolicy | None,
+        queue_limit: QueueLimit | None,
     ) -> Future[RunResult]:
         future = JobFuture(self._client_left)
         with self._condition:
             self.check_picture()
             now = self._clock()
             turn = self._turn(now, priority)
-            self._accept(ImageJob(turn, now, deadline, future, constant, timesteps, exit_policy))
+            self._accept(
+                ImageJob(turn, now, deadline, future, constant, timesteps, exit_policy, queue_limit)
+            )
             self.waiting += 1
         return future
 
@@ -122,8 +127,10 @@ class Inbox:
             self._draining = True
             return self._condition.wait_for(lambda: not self._unanswered, seconds)
 
-    def stop(self) -> None:
+    def stop(self, reason: str | None = None) -> None:
         with self._condition:
+            if reason is not None and not self.stopping:
+                self._why_stopped = reason
             self.stopping = True
             self._condition.notify_all()
 
@@ -184,9 +191,7 @@ class Inbox:
 
     def _check(self, new: bool) -> None:
         if self.stopping or (self._draining and new):
-            raise ServiceError(
-                ErrorKind.UNAVAILABLE, "the server is shutting down: try another one", 1.0
-            )
+            raise ServiceError(ErrorKind.UNAVAILABLE, self._why_stopped, 1.0)
         if not self._accepting:
             raise ServiceError(
                 ErrorKind.UNAVAILABLE, f"model {self._name} is restarting: try again", 1.0

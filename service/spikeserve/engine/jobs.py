@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ class RunResult:
 
     logits: Array  # [timesteps, classes]
     spikes: Array  # [layers], summed over the timesteps, in the order of the executor's layers
+    first_spikes: Array  # [layers], of the first timestep
     synaptic_operations: float
     queue_seconds: float
     compute_seconds: float
@@ -54,6 +56,13 @@ class JobFuture(Future[Any]):
             return False
         self._left()
         return True
+
+
+class QueueLimit(NamedTuple):
+    """How long a picture may wait for a slot, and what the limit is called in a message to the client."""
+
+    seconds: float
+    name: str
 
 
 class Job:
@@ -76,11 +85,20 @@ class Job:
         """Whether there is no use in going on."""
         return (self.deadline is not None and self.deadline <= now) or self.future.done()
 
+    @property
+    def soonest(self) -> float:
+        """The job is not over before this, unless its client leaves."""
+        return math.inf if self.deadline is None else self.deadline
+
+    def failure(self, now: float) -> ServiceError:
+        """With which it fails when it is over."""
+        return deadline_passed()
+
 
 class ImageJob(Job):
     """A sample with a constant input. It holds a slot from its first timestep to its last."""
 
-    __slots__ = ("admitted", "exit", "sample", "timesteps")
+    __slots__ = ("admitted", "exit", "queue_limit", "sample", "timesteps")
 
     def __init__(
         self,
@@ -91,12 +109,35 @@ class ImageJob(Job):
         constant: Tensor,
         timesteps: int,
         exit_policy: ExitPolicy | None,
+        queue_limit: QueueLimit | None = None,
     ) -> None:
         super().__init__(turn, submitted, deadline, future)
+        self.queue_limit = queue_limit  # None once it has a slot
         self.sample = Sample(constant, timesteps if exit_policy is None else None)
         self.timesteps = timesteps
         self.exit = exit_policy
         self.admitted = submitted
+
+    def over(self, now: float) -> bool:
+        return super().over(now) or self._overdue <= now
+
+    @property
+    def soonest(self) -> float:
+        return min(super().soonest, self._overdue)
+
+    def failure(self, now: float) -> ServiceError:
+        if self.queue_limit is None or self._overdue > now or super().over(now):
+            return deadline_passed()
+        seconds, name = self.queue_limit
+        return ServiceError(
+            ErrorKind.UNAVAILABLE,
+            f"the picture waited {seconds:g} s for a slot, the limit ({name}): try again later",
+            seconds,
+        )
+
+    @property
+    def _overdue(self) -> float:
+        return math.inf if self.queue_limit is None else self.submitted + self.queue_limit.seconds
 
 
 class WindowJob(Job):

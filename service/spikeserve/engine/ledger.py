@@ -26,7 +26,7 @@ class Ledger:
         self._thresholds = np.full((slots, 1), NEVER)
         self._temperatures = np.ones((slots, 1))
         self._logits: Array | None = None
-        self._sum = self._spikes = self._operations = np.empty(0)
+        self._sum = self._spikes = self._first = self._operations = np.empty(0)
 
     def begin(self, slot: int, timesteps: int, policy: ExitPolicy | None) -> None:
         """A picture of so many timesteps takes the slot. Nothing of the one before stays."""
@@ -51,12 +51,15 @@ class Ledger:
             self._logits = self._history(logits.shape[1], logits.dtype)
             self._sum = np.zeros((self._slots, logits.shape[1]))
             self._spikes = np.zeros((self._slots, spikes.shape[1]))
+            self._first = np.zeros_like(self._spikes)
             self._operations = np.zeros(self._slots)
         rows = np.asarray(slots)
         ran = self._ran[rows]
         self._logits[rows, ran] = logits
         self._sum[rows] += logits
         self._spikes[rows] += spikes
+        if (new := ran == 0).any():
+            self._first[rows[new]] = spikes[new]
         self._operations[rows] += operations
         self._ran[rows] = ran + 1
         done: Array = ran + 1 >= self._last[rows]
@@ -64,12 +67,30 @@ class Ledger:
             done[may_leave] = self._sure(rows[may_leave], ran[may_leave])
         return done
 
-    def take(self, slot: int) -> tuple[Array, Array, float]:
-        """Logits [timesteps, classes], spikes [layers] and synaptic operations of the picture in the slot, to keep."""
+    def add_further(self, slot: int, logits: Array, spikes: Array, operations: Array) -> bool:
+        """Further timesteps of a picture that stays for all of them, after the first one has been added.
+
+        Logits [t, classes], spikes [t, layers], synaptic operations [t]. Returns whether it is done.
+        """
+        if self._logits is None:
+            raise RuntimeError(f"slot {slot} has run no timestep")
+        ran = self._ran[slot]
+        stop = ran + len(logits)
+        self._logits[slot, ran:stop] = logits
+        self._sum[slot] += logits.sum(0)
+        self._spikes[slot] += spikes.sum(0)
+        self._operations[slot] += operations.sum()
+        self._ran[slot] = stop
+        return bool(stop >= self._last[slot])
+
+    def take(self, slot: int) -> tuple[Array, Array, Array, float]:
+        """Logits [timesteps, classes], spikes [layers] of all timesteps and of the first, and synaptic operations of
+        the picture in the slot, to keep."""
         if self._logits is None:
             raise RuntimeError(f"slot {slot} has run no timestep")
         logits = self._logits[slot, : self._ran[slot]].copy()
-        return logits, self._spikes[slot].copy(), float(self._operations[slot])
+        spikes, first = self._spikes[slot].copy(), self._first[slot].copy()
+        return logits, spikes, first, float(self._operations[slot])
 
     def _sure(self, rows: Array, timestep: Array) -> Array:
         mean = self._sum[rows] / (timestep + 1)[:, None]

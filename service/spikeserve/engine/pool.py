@@ -143,7 +143,7 @@ class Pool:
         slot = self._free.pop()
         self.executor.admit(slot, job.sample)
         self.ledger.begin(slot, job.timesteps, job.exit)
-        job.admitted = now
+        job.admitted, job.queue_limit = now, None
         self._images[slot] = job
         self.seated += 1
 
@@ -226,5 +226,4 @@ class Pool:
         return False
 
     def _note_deadline(self, job: Job) -> None:
-        if job.deadline is not None and job.deadline < self._soonest:
-            self._soonest = job.deadline
+        self._soonest = min(self._soonest, job.soonest)

@@ -22,9 +22,10 @@ from torch import Tensor
 from spikeserve.engine.executor import Executor, Sample, StateError
 from spikeserve.engine.exit import ExitPolicy
 from spikeserve.engine.inbox import Inbox
-from spikeserve.engine.jobs import Priority, Resident, RunResult
+from spikeserve.engine.jobs import Priority, QueueLimit, Resident, RunResult
 from spikeserve.engine.pool import Pool
 from spikeserve.engine.state import StateForm
+from spikeserve.engine.threads import take_threads
 from spikeserve.engine.turn import EngineObserver, Turns, unfit_state
 from spikeserve.errors import ErrorKind, ServiceError, new_incident
 
@@ -97,6 +98,17 @@ class Scheduler:
         return began is None or self._clock() - began < self._stall_seconds
 
     @property
+    def restarting(self) -> bool:
+        """Whether it crashed, and a fresh executor is being made."""
+        thread = self._thread
+        return (
+            self._turns is None
+            and thread is not None
+            and thread.is_alive()
+            and not self._inbox.stopping
+        )
+
+    @property
     def _pool(self) -> Pool | None:
         turns = self._turns
         return None if turns is None else turns.pool
@@ -113,13 +125,16 @@ class Scheduler:
         *,
         priority: Priority = Priority.NORMAL,
         exit_policy: ExitPolicy | None = None,
+        queue_limit: QueueLimit | None = None,
     ) -> Future[RunResult]:
         """Run `timesteps` timesteps with a constant input [C, H, W], or fewer where the policy lets it leave early.
 
         Cancel the future when nobody waits any more. Raises ServiceError UNAVAILABLE at once when the queue is full or
-        the engine takes nothing new.
+        the engine takes nothing new; the future fails as such where it had no slot within `queue_limit`.
         """
-        return self._inbox.submit_picture(constant, timesteps, deadline, priority, exit_policy)
+        return self._inbox.submit_picture(
+            constant, timesteps, deadline, priority, exit_policy, queue_limit
+        )
 
     def open_stream(self, state: bytes | None = None) -> EngineStream:
         """A sample whose inputs come one by one. It has a slot only while it needs one.
@@ -140,15 +155,17 @@ class Scheduler:
         """Refuse new pictures and streams, and wait until nothing is left to answer; False if `seconds` did not do."""
         return self._inbox.drain(seconds)
 
-    def stop(self) -> None:
-        """End the thread after the present timestep. Jobs not answered by then fail as UNAVAILABLE."""
-        self._inbox.stop()
+    def stop(self, reason: str | None = None) -> None:
+        """End the thread after the present timestep. Jobs not answered by then fail as UNAVAILABLE, and later ones too:
+        with `reason`, where it is not that the server stops."""
+        self._inbox.stop(reason)
         if self._thread is not None:
             self._thread.join()
 
     # All below runs in the engine's thread.
 
     def _run(self, started: Future[None]) -> None:
+        take_threads()
         try:
             turns: Turns | None = self._begin()
         except BaseException as error:

@@ -27,11 +27,23 @@ def usable_processors(quota_file: Path = _QUOTA) -> int:
         return allowed
 
 
+_wanted: int | None = None
+
+
 def use_threads(count: int | None) -> None:
     """Set the number of threads of one operation, for the process; None is `usable_processors`."""
-    wanted = count or usable_processors()
-    if torch.get_num_threads() != wanted:
-        torch.set_num_threads(wanted)
+    global _wanted
+    _wanted = count or usable_processors()
+    take_threads()
+
+
+def take_threads() -> None:
+    """Let operations that this thread calls use as many threads as `use_threads` was told, if it was.
+
+    A thread takes by itself the number that was set last, which another one may have set for a moment only.
+    """
+    if _wanted is not None and torch.get_num_threads() != _wanted:
+        torch.set_num_threads(_wanted)
 
 
 def compute_alone() -> None:

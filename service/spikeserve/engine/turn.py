@@ -15,7 +15,6 @@ from spikeserve.engine.jobs import (
     Resident,
     RunResult,
     WindowJob,
-    deadline_passed,
 )
 from spikeserve.engine.pool import Pool
 from spikeserve.errors import ErrorKind, ServiceError
@@ -50,8 +49,8 @@ class Turns:
         pool, inbox = self.pool, self._inbox
         self._sort_in(entries)
         now = self._clock()
-        if dropped := pool.drop_over(now, clients_left):
-            inbox.fail(dropped, deadline_passed())
+        for job in pool.drop_over(now, clients_left):
+            inbox.fail([job], job.failure(now))
         self.step_began = now
         images, windows = pool.assemble(now)
         inbox.seated(pool.seated)
@@ -88,8 +87,8 @@ class Turns:
     def _step(self, images: dict[int, ImageJob], windows: dict[int, WindowJob]) -> None:
         began = self._clock()
         result = self._computed(images, windows)
-        if self._observer is not None:
-            self._observer.stepped(len(images) + len(windows))
+        self._observe(len(images) + len(windows))
+        sizes: list[int] = []  # of the further timesteps of pictures
         logits, spikes = result.logits.numpy(), result.spikes.numpy()
         operations = result.synaptic_operations.numpy()
         now = self._clock()
@@ -98,6 +97,10 @@ class Turns:
         if images:
             slots = list(images)
             done = pool.ledger.add(slots, logits[:count], spikes[:count], operations[:count])
+            for row in (~done).nonzero()[0]:
+                done[row] = self._add_further(slots[row], sizes)
+            for size in sizes:
+                self._observe(size)
             for slot in (slots[row] for row in done.nonzero()[0]):
                 job = images[slot]
                 pool.finish_image(slot)
@@ -106,10 +109,27 @@ class Turns:
         for i, window in enumerate(windows.values(), count):
             pool.finish_window(window.stream, now)
             waited, took = began - window.submitted, now - began
-            one = RunResult(logits[i : i + 1], spikes[i], float(operations[i]), waited, took)
+            fired, count_of = spikes[i], float(operations[i])
+            one = RunResult(logits[i : i + 1], fired, fired, count_of, waited, took)
             answers.append((window, one))
         self._inbox.answer(answers)
         self._hand_out()
+
+    def _add_further(self, slot: int, sizes: list[int]) -> bool:
+        """Take in the timesteps of a picture that the executor has computed already; whether it is done then."""
+        further = getattr(self.pool.executor, "further", None)
+        rows = None if further is None else further(slot)
+        if rows is None:
+            return False
+        steps = len(rows[0])
+        sizes += [0] * (steps - len(sizes))
+        for t in range(steps):
+            sizes[t] += 1
+        return self.pool.ledger.add_further(slot, *rows)
+
+    def _observe(self, batch: int) -> None:
+        if self._observer is not None:
+            self._observer.stepped(batch)
 
     def _computed(self, images: dict[int, ImageJob], windows: dict[int, WindowJob]) -> StepResult:
         count = len(images) + len(windows)

@@ -15,6 +15,7 @@ from spikeserve.classify import DEFAULT_TOP_K, Prediction, account, ranked
 from spikeserve.engine import EngineStream, RunResult
 from spikeserve.engine.readout import RunningReadout, probabilities
 from spikeserve.errors import ErrorKind, ServiceError
+from spikeserve.probes import StreamWatch
 from spikeserve.repository import LoadedModel
 from spikeserve.settings import Settings
 from spikeserve.streams.terms import StreamOptions, impossible
@@ -88,6 +89,7 @@ class Stream:
         self._settings = settings
         self._cutters = cutters
         self._forget = forget
+        self._watch = StreamWatch(model.watch)
         self._running = RunningReadout(model.manifest.readout, model.manifest.timesteps)
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
@@ -215,6 +217,7 @@ class Stream:
         top_k = self._top_k
         rates, operations, energy = account(model, result)
         model.metrics.window()
+        self._watch.window(window.frame, result)
         model.metrics.stages["queue"].observe(result.queue_seconds)
         model.metrics.stages["compute"].observe(result.compute_seconds)
         raw = probabilities(model.manifest.readout, result.logits)

@@ -2,6 +2,7 @@
 
 import { askJson, showProblem } from "/web/api.js";
 import { byId, h } from "/web/dom.js";
+import { driftTable } from "/web/drift.js";
 import { duration, milliseconds } from "/web/format.js";
 
 const EVERY_MS = 2000;
@@ -44,6 +45,7 @@ function draw(status) {
     ["Streams open", `${status.streams.open}`],
   ]);
   byId("server-models").replaceChildren(...modelTable(status.models));
+  byId("server-drift").replaceChildren(...driftTable(status.models));
   byId("server-refusals").replaceChildren(...refusalTable(status.refusals));
 }
 

@@ -65,7 +65,7 @@ def load(tmp_path):
         settings = load_settings(**given | changes)
         metrics = Metrics()
         repository = Repository(settings, metrics)
-        repository.load()
+        repository.load_all()
         opened.append(repository)
         return repository, metrics, settings
 

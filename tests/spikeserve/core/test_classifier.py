@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import threading
 import time
 
@@ -206,7 +207,8 @@ async def test_a_client_that_leaves_frees_its_slot(write, classifier_of, picture
         await task
     gate.open.set()
     await classifier.classify(ClassifyRequest(picture(), timesteps=3))
-    assert len(gate.batches) == 4
+    # One timestep of the first; of the second three, or one call for all where the executor computes ahead.
+    assert len(gate.batches) in (2, 4)
 
 
 async def test_a_full_queue_refuses_before_decoding(write, classifier_of, picture, monkeypatch):
@@ -228,6 +230,7 @@ async def test_pictures_that_wait_to_be_decoded_are_bounded(
     write, classifier_of, picture, monkeypatch
 ):
     write("alpha")
+    monkeypatch.setattr("spikeserve.classify.decodes_at_once", lambda image: False)
     classifier = classifier_of(max_queue=3, decode_threads=1)
     gate = threading.Event()
     monkeypatch.setattr(
@@ -243,7 +246,7 @@ async def test_pictures_that_wait_to_be_decoded_are_bounded(
     assert len(await asyncio.gather(*tasks)) == 3
 
 
-async def test_a_crash_of_the_engine_is_an_internal_error_and_the_next_request_is_answered(
+async def test_a_crash_of_the_engine_is_in_the_log_and_the_picture_is_answered(
     write, classifier_of, picture, caplog, scraped
 ):
     write("alpha")
@@ -254,18 +257,16 @@ async def test_a_crash_of_the_engine_is_an_internal_error_and_the_next_request_i
         raise RuntimeError("burnt")
 
     model.engine._pool.executor.step = crash
-    error = await refused(classifier, ClassifyRequest(picture()))
-    assert error.kind is ErrorKind.INTERNAL
-    assert "burnt" not in error.message
-    assert error.incident in caplog.text
-    await until(lambda: classifier.repository.ready)
     assert await classifier.classify(ClassifyRequest(picture()))
+    assert "burnt" in caplog.text
+    assert classifier.repository.ready
     assert scraped(classifier.metrics, "spikeserve_engine_restarts_total", model="alpha") == 1
 
 
 async def test_a_closed_classifier_refuses_and_leaves_no_thread(
-    write, classifier_of, load, picture
+    write, classifier_of, load, picture, monkeypatch
 ):
+    monkeypatch.setattr("spikeserve.classify.decodes_at_once", lambda image: False)
     write("alpha")
     repository, metrics, settings = load()
     classifier = Classifier(repository, metrics, settings)
@@ -275,3 +276,50 @@ async def test_a_closed_classifier_refuses_and_leaves_no_thread(
     classifier.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
     assert (await refused(classifier, ClassifyRequest(picture()))).kind is ErrorKind.UNAVAILABLE
+
+
+class FailsAt:
+    """An executor that fails in these of its steps."""
+
+    def __init__(self, executor, steps):
+        self.executor, self.steps = executor, steps
+
+    def __getattr__(self, name):
+        return getattr(self.executor, name)
+
+    def step(self, slots, frames):
+        if next(self.steps):
+            raise RuntimeError("the executor failed")
+        return self.executor.step(slots, frames)
+
+
+@pytest.mark.parametrize("steps", [[3], [0, 9], [5, 20]])
+async def test_an_exception_in_the_executor_loses_no_picture(write, classifier_of, picture, steps):
+    write("a")
+    classifier = classifier_of(executor="reference")
+    engine = classifier.repository.get("a").engine
+    numbers = itertools.count()
+    failing = iter(lambda: next(numbers) in steps, None)
+    make = engine._make_executor
+    engine._make_executor = lambda: FailsAt(make(), failing)
+    engine._turns.pool.executor = FailsAt(engine._turns.pool.executor, failing)
+    asked = [ClassifyRequest(picture(seed)) for seed in range(12)]
+    results = await asyncio.gather(*(classifier.classify(each) for each in asked))
+    again = await asyncio.gather(*(classifier.classify(each) for each in asked))
+    assert [r.predictions for r in results] == [r.predictions for r in again]
+    assert next(numbers) > max(steps)
+
+
+async def test_an_executor_that_always_fails_is_an_error(write, classifier_of, picture, caplog):
+    write("a")
+    classifier = classifier_of(executor="reference")
+    engine = classifier.repository.get("a").engine
+    make = engine._make_executor
+    always = itertools.repeat(True)
+    engine._make_executor = lambda: FailsAt(make(), always)
+    engine._turns.pool.executor = FailsAt(engine._turns.pool.executor, always)
+    with pytest.raises(ServiceError) as error:
+        await classifier.classify(ClassifyRequest(picture()))
+    assert error.value.kind is ErrorKind.INTERNAL
+    assert "the executor failed" not in error.value.message
+    assert error.value.incident in caplog.text

@@ -27,7 +27,7 @@ def answers(settings, pictures):
     """Logits [T, N, classes] that the repository's engine gives."""
     repository = Repository(settings, Metrics())
     try:
-        repository.load()
+        repository.load_all()
         engine = repository.get("pictures").engine
         futures = [engine.submit(picture, 4) for picture in pictures]
         return torch.stack([torch.from_numpy(f.result(60).logits) for f in futures], 1)

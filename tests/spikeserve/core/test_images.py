@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from spikeserve.errors import ErrorKind, ServiceError
-from spikeserve.images import ImageLimits, decode_image
+from spikeserve.images import ImageLimits, decode_image, decodes_at_once
 from spiketrain.manifest import ImageInput
 
 LIMITS = ImageLimits(bytes=1 << 20, pixels=10_000)
@@ -289,3 +289,21 @@ def test_damaged_pictures_are_decoded_or_refused(data):
     cut = data.draw(st.integers(1, len(sample)))
     with contextlib.suppress(ServiceError):  # anything else would be a failure of the server
         assert tuple(decode_image(bytes(sample[:cut]), RGB, LIMITS).shape) == RGB.shape
+
+
+def test_only_what_is_small_is_decoded_on_the_spot():
+    def png(size):
+        file = io.BytesIO()
+        Image.new("L", size).save(file, "PNG")
+        return file.getvalue()
+
+    assert decodes_at_once(png((28, 28)))
+    assert decodes_at_once(np.zeros((32, 32, 3), np.uint8))
+    assert not decodes_at_once(png((1000, 1000)))
+    assert not decodes_at_once(np.zeros((224, 224, 3), np.uint8))
+    assert not decodes_at_once(png((28, 28)) + bytes(9000))
+    file = io.BytesIO()
+    Image.new("L", (28, 28)).save(file, "JPEG")
+    assert not decodes_at_once(file.getvalue())
+    # Cut off before its size: an error all the same, and without a thread.
+    assert decodes_at_once(png((28, 28))[:12])

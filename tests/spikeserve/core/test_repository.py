@@ -184,7 +184,7 @@ def test_a_repository_closed_while_it_loads_leaves_nothing_running(write, tmp_pa
     write("alpha")
     repository = Repository(load_settings(models=tmp_path / "models", slots=1), Metrics())
     repository.close()
-    repository.load()
+    repository.load_all()
     assert not repository.ready
     with pytest.raises(ServiceError):
         repository.get("alpha").engine.check()

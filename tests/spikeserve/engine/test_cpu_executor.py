@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,9 +25,9 @@ from spiketrain.quantise import codes_by_channel
 
 pytest.importorskip("numba")
 from spikeserve.engine.choose import UnsupportedError
-from spikeserve.engine.cpu import CpuExecutor, faithful_precisions
+from spikeserve.engine.cpu import CpuExecutor, exact, faithful_precisions, program, team
 from spikeserve.engine.cpu.plan import Layer, Product, plan_of
-from spikeserve.engine.cpu.products import _Unfolded, _Whole
+from spikeserve.engine.cpu.products import Multiply, _Unfolded, _Whole
 
 PRECISIONS = ("float32", "int16", "int8")
 NEURONS: list[NeuronConfig] = [
@@ -97,6 +98,10 @@ def lively(network: Network, steps: bool = True) -> Network:
 def small(neuron: NeuronConfig, arguments=SMALL, timesteps: int = 4) -> Network:
     torch.manual_seed(1)
     return lively(build_network("small-conv", arguments, neuron, timesteps))
+
+
+def pooled(neuron: NeuronConfig) -> Network:
+    return small(neuron, POOLED)
 
 
 def residual(neuron: NeuronConfig) -> Network:
@@ -206,6 +211,36 @@ def test_answers_do_not_depend_on_the_batch_nor_on_how_far_ahead_to_the_last_bit
         assert torch.equal(together, torch.stack(alone))
 
 
+@pytest.mark.parametrize("make", [small, pooled, residual], ids=["small", "pooled", "residual"])
+@pytest.mark.parametrize("neuron", NEURONS, ids=lambda n: n.kind)
+def test_neurons_near_the_threshold_fire_as_with_the_weights_themselves(make, neuron, monkeypatch):
+    """With products that give nothing, and a margin in which all neurons are near."""
+    network = make(neuron)
+    pictures = torch.rand(3, *network.input_shape).mul(64).round() / 64
+    monkeypatch.setattr(exact, "_FLOAT", 1e9)
+    ours, expected = cpu(network, "int16"), reference(network)
+    for stage in ours._weights.stages:
+        silent = tuple(_Silent(times) for times in stage.multiply)
+        object.__setattr__(stage, "multiply", silent)
+    for executor in (ours, expected):
+        for slot, picture in enumerate(pictures):
+            executor.admit(slot, Sample(picture, 4))
+    for _ in range(4):
+        assert_same(ours.step(range(3), None), expected.step(range(3), None))
+    # Twice, as nothing of a sample may stay.
+    for executor in (ours, expected):
+        executor.admit(1, Sample(pictures[0], 4))
+    assert_same(ours.step([1], None), expected.step([1], None))
+
+
+class _Silent:
+    def __init__(self, times: Multiply) -> None:
+        self.times = times
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.zeros_like(part) for part in self.times(x))
+
+
 def test_more_threads_give_the_same(monkeypatch):
     network = small(CLIFConfig())
     pictures = torch.rand(5, 2, 13, 11)
@@ -284,6 +319,48 @@ def test_a_picture_may_stay_longer_than_was_said():
     other.admit(0, Sample(picture))
     for _ in range(5):
         assert torch.equal(ours.step([0], None).logits, other.step([0], None).logits)
+
+
+def test_what_is_computed_ahead_can_be_had_at_once():
+    network = small(CLIFConfig())
+    picture = torch.rand(2, 13, 11)
+    ours, other = cpu(network), cpu(network)
+    assert ours.further(0) is None
+    for executor in (ours, other):
+        executor.admit(0, Sample(picture, 4))
+        executor.step([0], None)
+    expected = [other.step([0], None) for _ in range(3)]
+    logits, spikes, operations = ours.further(0)
+    for t, one in enumerate(expected):
+        assert np.array_equal(logits[t : t + 1], one.logits)
+        assert np.array_equal(spikes[t : t + 1], one.spikes)
+        assert operations[t] == one.synaptic_operations
+    assert ours.further(0) is None
+    assert ours.save(0) == other.save(0)
+    # A stream has nothing ahead.
+    ours.admit(1, Sample())
+    ours.step([1], Frames((0,), torch.rand(1, 2, 13, 11)))
+    assert ours.further(1) is None
+
+
+def test_a_large_picture_that_is_alone_is_shared_out(monkeypatch):
+    """Rows of products and ranges of neurons, by more threads than there are rows, to the last bit."""
+    monkeypatch.setattr(team, "_WORTH_SHARING", 1)
+    monkeypatch.setattr(program, "_WORTH_A_THREAD", 1)
+    network = residual(CLIFConfig())
+    picture = torch.rand(network.input_shape)
+    for timesteps in (3, None):
+        results = []
+        for threads in (1, 2, 5):
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            executor = cpu(network, "int16")
+            executor.admit(2, Sample(picture, timesteps))
+            results.append([executor.step([2], None) for _ in range(3)])
+        for others in results[1:]:
+            for one, other in zip(results[0], others, strict=True):
+                assert torch.equal(one.logits, other.logits)
+                assert torch.equal(one.spikes, other.spikes)
+                assert torch.equal(one.synaptic_operations, other.synaptic_operations)
 
 
 def test_many_timesteps_are_computed_in_pieces():

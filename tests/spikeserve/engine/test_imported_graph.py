@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from spikeserve.app import Server
+from spikeserve.client import AsyncStreamClient, cut
 from spikeserve.engine import Frames, ReferenceExecutor, Sample
+from spikeserve.engine.readout import probabilities
 from spikeserve.metrics import Metrics
 from spikeserve.repository import Repository
 from spikeserve.settings import Settings
 from spiketrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from spiketrain.convert.graph_builder import About
 from spiketrain.energy import fan_out
+from spiketrain.events.types import Events
 from spiketrain.manifest import DurationWindow, EventInput
 
 nir = pytest.importorskip("nir")
@@ -91,9 +97,38 @@ def test_streams_in_slots_give_what_the_network_gives(imported: Path) -> None:
 
 def test_the_server_loads_it(imported: Path) -> None:
     repository = Repository(Settings(models=[imported]), Metrics())
-    repository.load()
+    repository.load_all()
     try:
         assert [model.state for model in repository.models()] == ["ready"]
         assert repository.get("imported", kind="events").manifest.network.name == "graph"
     finally:
         repository.close()
+
+
+async def test_it_is_streamed_to(
+    imported: Path, running: Callable[..., AbstractAsyncContextManager[Server]]
+) -> None:
+    """Windows of one event each, and the answers that the network gives when it sees them as frames."""
+    x, y, polarity = np.array([[0, 3, 1, 2], [1, 2, 2, 0], [0, 1, 1, 0]])
+    events = Events(
+        np.arange(4) * 1000, x.astype(np.uint16), y.astype(np.uint16), polarity.astype(np.uint8)
+    )
+    async with (
+        running(models=imported) as server,
+        AsyncStreamClient(f"127.0.0.1:{server.grpc_port}") as client,
+    ):
+        windows = [window async for window in client.stream(cut(events))]
+    network = load_checkpoint(imported).network()
+    state = network.initial_state(1)
+    assert len(windows) == 4
+    for i, window in enumerate(windows):
+        frame = torch.zeros(1, 2, 4, 4)
+        frame[0, polarity[i], y[i], x[i]] = 1
+        with torch.no_grad():
+            output = network.step(frame, state)
+        state = output.state
+        assert window.events == 1
+        assert window.firing_rates["cells"] == pytest.approx(output.spikes["cells"].mean().item())
+        raw = {each.label: each.probability for each in window.raw}
+        expected = probabilities("mean", output.logits.numpy())
+        assert [raw[label] for label in "abc"] == pytest.approx(expected.tolist(), abs=1e-5)

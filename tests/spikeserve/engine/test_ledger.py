@@ -76,10 +76,11 @@ def test_pictures_in_one_batch_leave_as_each_would_alone():
             expected = run_alone(logits[i], timesteps, policies[i])
             assert over == (len(expected) == t + 1)
             if over:
-                rows, fired, operations = ledger.take(slot)
+                rows, fired, first, operations = ledger.take(slot)
                 assert rows.dtype == np.float32
                 assert np.array_equal(rows, expected)
                 assert np.array_equal(fired, spikes[i, : t + 1].sum(0))
+                assert np.array_equal(first, spikes[i, 0])
                 assert operations == i * (t + 1)
                 lengths.append(t + 1)
                 del placed[slot]
@@ -93,9 +94,9 @@ def test_what_was_taken_does_not_change_when_the_slot_is_used_again():
         ledger.begin(0, 1, None)
         assert ledger.add([0], np.full((1, 2), value), np.full((1, 1), value), np.array([value]))[0]
         taken.append(ledger.take(0))
-    assert [float(rows[0, 0]) for rows, _, _ in taken] == [1, 2]
-    assert [float(fired[0]) for _, fired, _ in taken] == [1, 2]
-    assert [operations for _, _, operations in taken] == [1, 2]
+    assert [float(rows[0, 0]) for rows, _, _, _ in taken] == [1, 2]
+    assert [float(fired[0]) for _, fired, _, _ in taken] == [1, 2]
+    assert [operations for _, _, _, operations in taken] == [1, 2]
 
 
 def test_a_longer_picture_beside_a_shorter_one():
@@ -144,3 +145,24 @@ def test_scores_are_those_of_the_running_mean():
     np.testing.assert_allclose(
         top_probability(means[1], np.full(20, 1.7)), (e / e.sum(1, keepdims=True)).max(1)
     )
+
+
+def test_timesteps_added_together_are_those_added_one_by_one():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 2, (2, 4, 5)).astype(np.float32)
+    spikes = rng.integers(0, 50, (2, 4, 3)).astype(np.float64)
+    operations = rng.integers(0, 900, (2, 4)).astype(np.float64)
+    one, other = Ledger(3), Ledger(3)
+    for ledger in (one, other):
+        for slot in (2, 0):
+            ledger.begin(slot, 4, None)
+        assert not ledger.add([2, 0], logits[:, 0], spikes[:, 0], operations[:, 0]).any()
+    for t in (1, 2, 3):
+        done = one.add([2, 0], logits[:, t], spikes[:, t], operations[:, t])
+    assert done.all()
+    assert not other.add_further(2, logits[0, 1:3], spikes[0, 1:3], operations[0, 1:3])
+    assert other.add_further(2, logits[0, 3:], spikes[0, 3:], operations[0, 3:])
+    assert other.add_further(0, logits[1, 1:], spikes[1, 1:], operations[1, 1:])
+    for slot in (2, 0):
+        for mine, theirs in zip(one.take(slot), other.take(slot), strict=True):
+            np.testing.assert_array_equal(mine, theirs)

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 
 from spikeserve.engine import ExitPolicy, Priority, Scheduler, StateError, StepResult
 from spikeserve.engine.inbox import MAX_PENDING_WINDOWS, Inbox
+from spikeserve.engine.jobs import QueueLimit
 from spikeserve.engine.pool import QUANTUM
 from spikeserve.errors import ErrorKind, ServiceError
 from spiketrain.exit import exit_scores, leaving_timesteps, running_means
@@ -258,6 +259,26 @@ def test_a_deadline_and_a_client_that_left_cost_no_step():
     assert refused_with(expired) is ErrorKind.DEADLINE
     assert len(driver.steps[late]) == len(driver.steps[left]) == len(driver.steps[waiting]) == 1
     assert stays.result(0).logits[0, 1] == waiting
+    assert driver.scheduler.waiting == driver.scheduler.slots_in_use == 0
+
+
+def test_a_picture_that_waits_for_a_slot_for_too_long_is_refused_and_one_that_has_it_is_not():
+    driver = Driver(slots=1)
+    limit = QueueLimit(5.0, "SOME_LIMIT")
+    _, seated = driver.picture(timesteps=3, queue_limit=limit)
+    waiting, refused = driver.picture(timesteps=1, queue_limit=limit)
+    _, expired = driver.picture(timesteps=1, queue_limit=limit, deadline=driver.now + 4)
+    _, patient = driver.picture(timesteps=1)
+    driver.turn()
+    driver.now += 5
+    driver.finish()
+    assert seated.exception(0) is None
+    assert refused_with(refused) is ErrorKind.UNAVAILABLE
+    assert "waited 5 s for a slot, the limit (SOME_LIMIT)" in refused.exception(0).message
+    assert refused.exception(0).retry_after == 5
+    assert waiting not in driver.steps
+    assert refused_with(expired) is ErrorKind.DEADLINE
+    assert patient.exception(0) is None
     assert driver.scheduler.waiting == driver.scheduler.slots_in_use == 0
 
 

@@ -252,6 +252,31 @@ def test_the_server_panel_has_models_and_what_was_refused(page: Page) -> None:
     )
 
 
+def test_the_server_panel_says_when_neurons_fire_otherwise_than_on_held_out_data(
+    page: Page,
+) -> None:
+    # White where pictures of clothes are black.
+    page.evaluate(
+        """async () => {
+            const canvas = new OffscreenCanvas(28, 28);
+            const context = canvas.getContext("2d");
+            context.fillStyle = "#fff";
+            context.fillRect(0, 0, 28, 28);
+            const body = await canvas.convertToBlob({ type: "image/png" });
+            for (let i = 0; i < 40; i++) await fetch("/classify?model=fashion-clif", { method: "POST", body });
+        }"""
+    )
+    page.get_by_role("tab", name="Server").click()
+    page.wait_for_selector("#server-drift .shift")
+    tables = page.locator("#server-drift tbody")
+    assert tables.count() == len(MODELS)
+    clif = tables.first.inner_text()
+    assert clif.startswith("fashion-clif")
+    assert "drifting" in clif
+    assert "than on held-out data: lately" in clif
+    assert tables.first.locator("tr").count() == 3
+
+
 def test_the_keyboard_reaches_all_views_and_samples(page: Page) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"

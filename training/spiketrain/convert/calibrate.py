@@ -1,15 +1,17 @@
 """LIF that repeats its parent, with constants calibrated on a few hundred unlabelled samples.
 
 Families
-    soft   a spike subtracts a value of its channel, which need not be the threshold
-    hard   a spike sets the potential to a value of its layer; rest is 0
-    nir    the same with values and thresholds of channels, and spikes only above the threshold: what NIR's LIF says
+    soft       a spike subtracts a value of its channel, which need not be the threshold
+    hard       a spike sets the potential to a value of its layer; rest is 0, or moves with the value
+    nir        the same with values and thresholds of channels, and spikes only above the threshold: what NIR's LIF says
+    portable   a spike sets the potential to 0, spikes only above the layer's threshold: what all readers of NIR run alike
 
 Parts, each of which can be left out
     closed-form   reset values that are the mean of what the parent's spikes did (`closed_form`)
     refinement    layer by layer, behind those converted already: values and thresholds that repeat most spikes
     batch-norms   statistics of the batch norms, so that currents have the mean and variance of the parent's
-    bias          the mean current of each channel made the parent's, where there is no batch norm to do it
+    bias          the mean current of each channel made the parent's, where there is no batch norm to do it, and the mean
+                  logit of each class
     weights       the weights of each layer, by least squares, so that its currents come nearest the parent's
     line-search   all values scaled and shifted together, by the KL divergence of the logits from the parent's
     fine-tuning   gradient descent on weights and values towards the parent's logits and spikes (`distil`)
@@ -23,24 +25,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-import torch
-import torch.nn.functional as functional
-from torch import Tensor, nn
+from torch import Tensor
 
 from spiketrain.checkpoint import Checkpoint, model_digest
 from spiketrain.convert.closed_form import closed_form, reset_moments
 from spiketrain.convert.distil import FineTuning, distil
 from spiketrain.convert.layerwise import Knobs, currents_of, moments_of
 from spiketrain.convert.lif_form import ConversionError
-from spiketrain.convert.refine import HARD, SOFT, Choice, refined
-from spiketrain.convert.to_lif import ResetValue, convert_to_lif
+from spiketrain.convert.lif_layers import config_of, move_rest, narrow, value_field, widen
+from spiketrain.convert.logits import correct_logits, line_search
+from spiketrain.convert.refine import AT_ZERO, HARD, SOFT, Choice, refined
+from spiketrain.convert.to_lif import ResetValue, Rest, convert_to_lif
 from spiketrain.convert.weights import fit_weights
 from spiketrain.networks import Network
-from spiketrain.neurons import LIFConfig, NeuronLayer
 from spiketrain.neurons.lif import Reset
 from spiketrain.surrogate import Rectangle
 
-Family = Literal["soft", "hard", "nir"]
+Family = Literal["soft", "hard", "nir", "portable"]
 Part = Literal[
     "closed-form", "refinement", "batch-norms", "bias", "weights", "line-search", "fine-tuning"
 ]
@@ -51,11 +52,15 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 @dataclass(frozen=True)
 class Calibration:
-    """How to calibrate. `per_channel` None: as the family has it, channels for soft and nir, layers for hard."""
+    """How to calibrate. `per_channel` None: as the family has it, channels for soft and nir, layers for the others.
+
+    `rest` "reset", for the family hard: the leak leads to the reset value, and the potential starts there.
+    """
 
     family: Family = "soft"
     parts: tuple[Part, ...] = PARTS[:-1]
     per_channel: bool | None = None
+    rest: Rest = "zero"
     fine_tuning: FineTuning = field(default_factory=FineTuning)
 
     @property
@@ -63,14 +68,23 @@ class Calibration:
         return "soft" if self.family == "soft" else "hard"
 
     @property
+    def stays_at_zero(self) -> bool:
+        """Whether thresholds are searched in place of values; those of a rest that moves are made of them."""
+        return self.family == "portable" or self.rest == "reset"
+
+    @property
     def by_channel(self) -> bool:
-        return self.family != "hard" if self.per_channel is None else self.per_channel
+        return self.family in ("soft", "nir") if self.per_channel is None else self.per_channel
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ConversionError(f"family {self.family!r}: {', '.join(FAMILIES)}")
         if unknown := set(self.parts) - set(PARTS):
             raise ConversionError(f"part {min(unknown)!r}: {', '.join(PARTS)}")
+        if self.rest == "reset" and (self.family != "hard" or self.per_channel):
+            raise ConversionError(
+                "a rest that moves with the reset value is for the family hard, with values of layers"
+            )
 
 
 def calibrate(
@@ -92,18 +106,26 @@ def calibrate(
     progress("closed form")
     child = _start(checkpoint, parent, batches, how, name)
     network = child.network().requires_grad_(False)
+    thresholds = [config_of(layer).threshold for layer in network.neuron_layers().values()]
     for layer in network.neuron_layers().values():
-        _widen(layer)
+        widen(layer)
+    knobs = Knobs(network)
     if {"refinement", "batch-norms", "bias", "weights"} & set(how.parts):
-        knobs = Knobs(network)
         for layer_name in network.neuron_shapes():
             progress(layer_name)
             _refine_layer(parent, network, knobs, layer_name, batches, how)
-    if "line-search" in how.parts:
+    if "line-search" in how.parts and not how.stays_at_zero:
         progress("line search")
-        _line_search(parent, network, batches, how.reset)
+        line_search(parent, network, batches, how.reset)
+    if "bias" in how.parts:
+        correct_logits(parent, network, knobs, batches)
     for layer in network.neuron_layers().values():
-        _narrow(layer)
+        narrow(layer)
+    if how.rest == "reset":
+        for (layer_name, layer), threshold in zip(
+            network.neuron_layers().items(), thresholds, strict=True
+        ):
+            move_rest(layer_name, layer, threshold)
     if "fine-tuning" in how.parts:
         progress("fine-tuning")
         distil(parent, network, batches, how.fine_tuning)
@@ -122,10 +144,10 @@ def _start(
     start = convert_to_lif(checkpoint, reset=how.reset, value=plain, name=name)
     if not batches:
         raise ConversionError("calibration needs inputs, and there are none")
-    if "closed-form" in how.parts:
+    if "closed-form" in how.parts and not how.stays_at_zero:
         values: dict[str, ResetValue] = dict(closed_form(reset_moments(parent, batches), how.reset))
         start = convert_to_lif(checkpoint, reset=how.reset, per_layer=values, name=name)
-    if how.family != "nir":
+    if how.family not in ("nir", "portable"):
         return start
     manifest = start.manifest
     changes = {
@@ -139,46 +161,6 @@ def _strict(config: Any) -> Any:
     surrogate = config.surrogate
     width = surrogate.width if isinstance(surrogate, Rectangle) else 1.0
     return config.model_copy(update={"surrogate": Rectangle(width=width, strict=True)})
-
-
-def _config(layer: NeuronLayer) -> LIFConfig:
-    if not isinstance(layer.config, LIFConfig):
-        raise TypeError(f"a layer of {type(layer.config).__name__} in a network of LIF")
-    return layer.config
-
-
-def _field(config: LIFConfig) -> Literal["subtract", "reset_value"]:
-    return "subtract" if config.reset == "soft" else "reset_value"
-
-
-def _widen(layer: NeuronLayer) -> None:
-    """Make value and threshold tensors of the layer, one value a channel."""
-    config = _config(layer)
-    fields = ("threshold", _field(config))
-    wide = config.model_copy(update={"per_channel": fields})
-    present = dict(layer.named_parameters(recurse=False))
-    for key, start in wide.initial_parameters(layer.channels, 1).items():
-        if key not in present:
-            layer.register_parameter(key, nn.Parameter(start, requires_grad=False))
-    layer.config = wide
-
-
-def _narrow(layer: NeuronLayer) -> None:
-    """Make a number of what all channels have the same, and round it to what a float32 can say."""
-    config = _config(layer)
-    changes: dict[str, Any] = {}
-    kept = []
-    for key in config.per_channel:
-        values = layer.get_parameter(key)
-        changes[key] = values.double().mean().item()
-        if bool((values == values[0]).all()):
-            changes[key] = values[0].item()
-            delattr(layer, key)
-        else:
-            kept.append(key)
-    if changes.get("subtract") == changes.get("threshold") and not kept:
-        changes["subtract"] = None
-    layer.config = config.model_copy(update=changes | {"per_channel": tuple(kept)})
 
 
 def _refine_layer(
@@ -204,51 +186,24 @@ def _refine_layer(
     if "refinement" not in how.parts:
         return
     layer = child.neuron_layers()[name]
-    config = _config(layer)
-    value, threshold = layer.get_parameter(_field(config)), layer.get_parameter("threshold")
+    config = config_of(layer)
+    value, threshold = layer.get_parameter(value_field(config)), layer.get_parameter("threshold")
     choice = refined(
         config,
         Choice(value.double(), threshold.double()),
         present,
         parent.neuron_layers()[name](before)[0],
-        SOFT if how.reset == "soft" else HARD,
+        AT_ZERO if how.stays_at_zero else SOFT if how.reset == "soft" else HARD,
         how.by_channel,
     )
     value.copy_(choice.value)
     threshold.copy_(choice.threshold)
 
 
-@torch.no_grad()
-def _line_search(parent: Network, child: Network, batches: Sequence[Tensor], reset: Reset) -> None:
-    """All values scaled, then shifted, by whatever of a few factors and amounts brings the logits nearest."""
-    expected = [parent(x).logits.mean(0).log_softmax(1) for x in batches]
-    layers = child.neuron_layers().values()
-    values = [layer.get_parameter(_field(_config(layer))) for layer in layers]
-    start = [value.clone() for value in values]
-
-    def divergence(scale: float, shift: float) -> float:
-        for value, origin in zip(values, start, strict=True):
-            value.copy_(origin * scale + shift)
-        found = [child(x).logits.mean(0).log_softmax(1) for x in batches]
-        pairs = zip(found, expected, strict=True)
-        return sum(
-            functional.kl_div(f, e, reduction="sum", log_target=True).item() for f, e in pairs
-        )
-
-    least, scale, shift = divergence(1.0, 0.0), 1.0, 0.0
-    for factor in (0.97, 0.985, 1.015, 1.03) if reset == "soft" else (0.7, 0.85, 1.15, 1.3):
-        if (found := divergence(factor, 0.0)) < least:
-            least, scale = found, factor
-    for amount in (-0.04, -0.02, 0.02, 0.04):
-        if (found := divergence(scale, amount)) < least:
-            least, shift = found, amount
-    divergence(scale, shift)
-
-
 def _finished(
     child: Checkpoint, network: Network, how: Calibration, calibrated_on: str
 ) -> Checkpoint:
-    layers = {name: _config(layer) for name, layer in network.neuron_layers().items()}
+    layers = {name: config_of(layer) for name, layer in network.neuron_layers().items()}
     common = max(layers.values(), key=list(layers.values()).count)
     tensors = {key: tensor.detach().clone() for key, tensor in network.state_dict().items()}
     manifest = child.manifest
@@ -258,6 +213,7 @@ def _finished(
         "family": how.family,
         "parts": list(how.parts),
         "per_channel": how.by_channel,
+        "rest": how.rest,
         "calibrated_on": calibrated_on,
     }
     if "fine-tuning" in how.parts:

@@ -29,8 +29,8 @@ from spiketrain.energy import fan_out
 from spiketrain.manifest import Accuracy
 from spiketrain.neurons.lif import Reset
 
-output = Console()
-messages = Console(stderr=True)
+output = Console(emoji=False)
+messages = Console(stderr=True, emoji=False)
 
 
 def convert(
@@ -40,7 +40,7 @@ def convert(
         Family | None,
         typer.Option(
             help="Calibrate on training samples: soft, subtracts a value of each channel; hard, a reset value of each "
-            "layer; nir, what NIR's LIF can say."
+            "layer; nir, what NIR's LIF can say; portable, what all readers of NIR run alike."
         ),
     ] = None,
     without: Annotated[
@@ -75,7 +75,7 @@ def convert(
     rest: Annotated[
         Rest,
         typer.Option(
-            help="Hard reset: reset, the leak leads to the value too (SpikingJelly); zero, it leads to 0."
+            help="Hard reset, or --family hard: reset, the leak leads to the value too (SpikingJelly); zero, it leads to 0."
         ),
     ] = "zero",
     out: Annotated[
@@ -111,7 +111,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint to plain LIF, and judge the result against it on held-out data."""
     amount = _amount(value)
-    how = _calibration(family, without, fine_tune, show_parts, value)
+    how = _calibration(family, without, fine_tune, show_parts, value, rest)
     parent = load_checkpoint(checkpoint)
     destination = _destination(checkpoint, parent, out, name)
     needed = sweep_all or amount == "auto" or how is not None or data is not None
@@ -150,6 +150,7 @@ def _calibration(
     fine_tune: int,
     show_parts: bool,
     value: str | None,
+    rest: Rest,
 ) -> Calibration | None:
     if family is None:
         if without or fine_tune or show_parts:
@@ -161,7 +162,7 @@ def _calibration(
         raise ConversionError(f"--without {min(unknown)}: {', '.join(PARTS)}")
     left_out = {*(without or ()), *(() if fine_tune else ("fine-tuning",))}
     parts = tuple(part for part in PARTS if part not in left_out)
-    return Calibration(family, parts, fine_tuning=FineTuning(epochs=max(fine_tune, 1)))
+    return Calibration(family, parts, rest=rest, fine_tuning=FineTuning(epochs=max(fine_tune, 1)))
 
 
 def _calibrated(

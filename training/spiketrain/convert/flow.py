@@ -6,6 +6,7 @@ The network's own code is traced once with `torch.fx`; nothing about a particula
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -96,7 +97,9 @@ def traced(
     """`root`, which takes one timestep [N, ...], as operations. `containers` run their children in order."""
     tracer = _Tracer(containers)
     try:
-        graph = fx.GraphModule(root, tracer.trace(root), class_name="Traced")
+        with _tracing:
+            traced_graph = tracer.trace(root)
+        graph = fx.GraphModule(root, traced_graph, class_name="Traced")
     except (fx.proxy.TraceError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ExportError(f"the network's code cannot be followed: {error}") from error
     shapes = _Shapes(graph, neurons)
@@ -111,10 +114,17 @@ def traced(
     return _flow(graph, shapes.found, tuple(input_shape), prefix)
 
 
+# While it traces, torch.fx has its own code in place of every module's call, in all threads.
+_tracing = threading.Lock()
+
+
 class _Tracer(fx.Tracer):
+    """Follows the thread that made it, and leaves modules that other threads call meanwhile alone."""
+
     def __init__(self, containers: Callable[[nn.Module], bool]) -> None:
         super().__init__()
         self.containers = containers
+        self._thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not self.containers(m) and (
@@ -125,12 +135,19 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
         if self.containers(m):
             (x,) = args
             for child in m.children():
                 x = child(x)
             return x
         return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 class _Shapes(fx.Interpreter):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,16 +12,20 @@ from torch import Tensor
 
 from spiketrain.convert.paired import PairedChange
 from spiketrain.energy import synaptic_operations
-from spiketrain.networks import Network
+from spiketrain.networks import Network, StepOutput
 from spiketrain.rates import LayerRates, MismatchMeter, RateMeter, each_step
+
+# Of one batch, in all timesteps and layers.
+MOST_SPIKES = 1 << 26
 
 
 @dataclass(frozen=True)
 class Judgement:
     """How one child did. Accuracies are of the mean logits, the last entry of `accuracy_by_timestep` over all.
 
-    `agreement` is the share of samples that the child puts in the class its parent does; `spike_mismatch` and
-    `total_mismatch` are those of `MismatchMeter`. `parent_rates` are the parent's mean firing rates by layer.
+    `agreement` is the share of samples that the child puts in the class its parent does. `spike_mismatch` and
+    `total_mismatch` are those of `MismatchMeter`: spikes that differ, of the parent's spikes; `differing` is their
+    share of all neurons and timesteps, which most of the literature means by mismatch. `parent_rates` are the parent's mean firing rates by layer.
     `operations` are synaptic operations per sample, of the parent and of the child, None where they were not counted.
     """
 
@@ -45,6 +50,15 @@ class Judgement:
         return 100 * (self.accuracy - self.parent_accuracy)
 
     @property
+    def differing(self) -> float:
+        neurons = {name: self.rates[name].neurons for name in self.parent_rates}
+        different = sum(
+            self.spike_mismatch[name] * self.parent_rates[name] * count
+            for name, count in neurons.items()
+        )
+        return different / max(sum(neurons.values()), 1)
+
+    @property
     def rate_drift(self) -> dict[str, float]:
         """By layer, the child's mean firing rate less the parent's, as a share of the parent's."""
         return {
@@ -66,6 +80,7 @@ class Judgement:
             "mcnemar_p": self.paired.p_value,
             "agreement": self.agreement,
             "total_mismatch": self.total_mismatch,
+            "differing": self.differing,
             "spike_mismatch": self.spike_mismatch,
             "rate_drift": self.rate_drift,
             "synaptic_operations": None
@@ -86,7 +101,7 @@ def judge(
 ) -> list[Judgement]:
     """Run parent and children, all in evaluation mode, once over batches of inputs and labels [N].
 
-    All are run by timesteps, so that equal neurons see equal currents to the last bit. `progress` hears of each
+    All are run in the same way, so that equal neurons see equal currents to the last bit. `progress` hears of each
     batch's samples. With `fan_out`, which is one for parent and children, synaptic operations are counted.
     Raises ValueError when there are no batches.
     """
@@ -100,6 +115,20 @@ def judge(
     if not before.samples:
         raise ValueError("nothing to judge on: no batches")
     return [tally.judgement(before) for tally in tallies]
+
+
+@torch.no_grad()
+def _timesteps(network: Network, x: Tensor) -> Iterator[StepOutput]:
+    """The outputs of each timestep; computed all at once, which is faster, where their spikes are not too many to keep."""
+    constant = x.dim() == len(network.input_shape) + 1
+    steps, batch = (network.timesteps, len(x)) if constant else x.shape[:2]
+    neurons = sum(math.prod(shape) for shape in network.neuron_shapes().values())
+    if steps * batch * neurons > MOST_SPIKES:
+        yield from each_step(network, x)
+        return
+    run = network(x)
+    for t, logits in enumerate(run.logits):
+        yield StepOutput(logits, {name: spikes[t] for name, spikes in run.spikes.items()}, {})
 
 
 class _Tally:
@@ -116,7 +145,7 @@ class _Tally:
     ) -> tuple[Tensor, list[dict[str, Tensor]]]:
         """Classes of the samples, and the places of the spikes of each timestep."""
         total, spikes = torch.zeros(()), []
-        for t, output in enumerate(each_step(network, x)):
+        for t, output in enumerate(_timesteps(network, x)):
             self.rates.add(t, output.spikes)
             if fan_out is not None:
                 counted = synaptic_operations(output.spikes, fan_out).sum().item()

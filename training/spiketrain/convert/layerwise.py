@@ -20,6 +20,10 @@ _BIASED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 MOST_CURRENTS = 1 << 25
 
 
+# What is no layer's name: where the logits come from.
+LOGITS = ""
+
+
 class _ReachedError(Exception):
     pass
 
@@ -85,6 +89,9 @@ class Knobs:
             flow = network_flow(network)
         except ExportError:  # a network whose code cannot be followed has no place that is known
             return
+        last = _last_affine(flow, flow.output, flow.shape_of(flow.output)[0])
+        if last is not None:
+            self.places[LOGITS] = last
         for op in flow.ops:
             if isinstance(op.module, NeuronLayer):
                 place = _last_affine(flow, op.inputs[0], op.shape[0])
@@ -121,7 +128,7 @@ class Knobs:
 
     @torch.no_grad()
     def shift(self, name: str, amount: Tensor) -> bool:
-        """Add amount [C] to the layer's currents. False where there is no bias to add it to."""
+        """Add amount [C] to the layer's currents, or to the `LOGITS`. False where there is no bias to add it to."""
         place = self.places.get(name)
         if place is None:
             return False

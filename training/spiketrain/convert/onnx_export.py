@@ -1,13 +1,14 @@
 """A checkpoint as an ONNX file: one timestep with its state as inputs and outputs, or a whole sequence.
 
     form "step":  x [N, ...] and each state tensor [N, ...] in;
-                  logits [N, classes], each state tensor, and each layer's number of spikes [N] out
+                  logits [N, classes], each state tensor, each layer's number of spikes [N], and synaptic_operations [N] out
     form "scan":  x [T, N, ...] and the first states in;
-                  logits [T, N, classes], the last states, and spikes [T, N] out: one Scan node around the step
+                  logits [T, N, classes], the last states, spikes and operations [T, N] out: one Scan node around the step
 
 A state tensor is called LAYER/FIELD, stages.0.neuron/v for one, its new value LAYER/FIELD/out, the layer's spikes
 LAYER/spikes. N is free, T too. The file's metadata has `manifest`, the model's manifest, `form`, and `states`: name,
-shape of one sample, type and initial value of each (a number, or a nested list that broadcasts to the shape).
+shape of one sample, type and initial value of each (a number, or a nested list that broadcasts to the shape); and a
+`seal` (`onnx_file`). Operations are left out for a network in which their number per spike is not a constant.
 
 A file is written only when ONNX Runtime agrees with torch over several timesteps that start from a state that is not
 the initial one: from the initial state, a file that had lost its state would agree.
@@ -29,6 +30,7 @@ from onnx import compose, helper
 
 from spiketrain.checkpoint import Checkpoint
 from spiketrain.convert.flow import ExportError
+from spiketrain.convert.onnx_file import SEAL, UNSEALED, sealed
 from spiketrain.convert.onnx_step import StepFunction
 from spiketrain.convert.onnx_verify import verify_onnx
 
@@ -66,6 +68,7 @@ def export_onnx(
         "manifest": checkpoint.manifest.model_dump_json(),
         "form": form,
         "states": json.dumps(states),
+        SEAL: UNSEALED,
     }
     helper.set_model_props(model, onnx_metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +78,7 @@ def export_onnx(
     try:
         try:
             onnx.checker.check_model(model)
-            onnx.save_model(model, name)
+            temporary.write_bytes(sealed(model.SerializeToString(), str(path)))
         except (
             ValueError,
             onnx.checker.ValidationError,
@@ -137,7 +140,7 @@ def _scanned(step_model: onnx.ModelProto, step: StepFunction) -> onnx.ModelProto
     states = [f"step:{name}" for name in step.state_names]
     inputs = [by_name[name] for name in (*states, "step:x")]
     outputs = {value.name: value for value in body.output}
-    series = ["logits", *(f"{layer}/spikes" for layer in step.spiking)]
+    series = [name for name in step.output_names if not name.endswith("/out")]
     ordered = [outputs[f"{name}/out"] for name in states]
     ordered += [outputs[f"step:{name}"] for name in series]
     weights = list(body.initializer)

@@ -6,11 +6,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from spiketrain.energy import fan_out, synaptic_operations
 from spiketrain.networks import Network, NetworkState, StepOutput
+
+OPERATIONS = "synaptic_operations"
 
 
 class StepFunction(nn.Module):
-    """State tensors are called LAYER/FIELD, their new values LAYER/FIELD/out, and spike counts LAYER/spikes."""
+    """State tensors are called LAYER/FIELD, their new values LAYER/FIELD/out, and spike counts LAYER/spikes.
+
+    `reach` is the network's `fan_out`, None where it has none; then there are no synaptic operations.
+    """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -21,10 +27,15 @@ class StepFunction(nn.Module):
         ]
         layers = network.neuron_layers()
         self.spiking = [name for name in self.initial if layers[name].config.spiking]
+        try:
+            self.reach: dict[str, Tensor] | None = fan_out(network)
+        except ValueError:
+            self.reach = None
         self.output_names = [
             "logits",
             *(f"{name}/out" for name in self.state_names),
             *(f"{layer}/spikes" for layer in self.spiking),
+            *([] if self.reach is None else [OPERATIONS]),
         ]
 
     def forward(self, x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
@@ -40,6 +51,8 @@ class StepFunction(nn.Module):
 
     def results(self, output: StepOutput) -> dict[str, Tensor]:
         counts = [output.spikes[layer].flatten(1).sum(1) for layer in self.spiking]
+        if self.reach is not None:
+            counts.append(synaptic_operations(output.spikes, self.reach))
         tensors = (output.logits, *self.flat(output.state).values(), *counts)
         return dict(zip(self.output_names, tensors, strict=True))
 

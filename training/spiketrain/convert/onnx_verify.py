@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spiketrain.checkpoint import Checkpoint
 from spiketrain.convert.flow import ExportError
-from spiketrain.convert.onnx_step import StepFunction
+from spiketrain.convert.onnx_step import OPERATIONS, StepFunction
 from spiketrain.networks import Network
 
 VERIFIED_STEPS = 10
@@ -111,7 +111,7 @@ class _Tally:
                 [f"{layer}/{field}/out" for field in state._fields]
                 for layer, state in step.initial.items()
             ),
-            ["logits"],
+            ["logits", *([] if step.reach is None else [OPERATIONS])],
         ]
         self.counts = {layer: f"{layer}/spikes" for layer in step.spiking}
         self.exact: dict[str, tuple[int, int]] = {}  # values, and those that differ

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from spiketrain.kernels import run_steps
 from spiketrain.neurons import LIFConfig
+from spiketrain.surrogate import Rectangle
 
 # A channel with fewer spikes of the parent than this has no say: it takes its layer's choice.
 FEWEST_SPIKES = 200
+# Between a reset value and the threshold, or subtracted by a soft reset.
+LEAST = 0.01
 
 
 class Grid(NamedTuple):
@@ -33,8 +37,13 @@ def _offsets(reach: float, step: float) -> tuple[float, ...]:
 
 SOFT = (Grid(_offsets(0.25, 0.05), (1.0,)), Grid(_offsets(0.04, 0.01), (0.99, 1.0, 1.01)))
 HARD = (
-    Grid(_offsets(0.5, 0.1), (0.94, 1.0, 1.06)),
+    Grid(_offsets(1.5, 0.1), (0.94, 1.0, 1.06)),
     Grid(_offsets(0.06, 0.03), (0.97, 0.985, 1.0, 1.015, 1.03)),
+)
+# Of a value that stays at 0.
+AT_ZERO = (
+    Grid((0.0,), tuple(0.8 + 0.05 * i for i in range(11))),
+    Grid((0.0,), (0.97, 0.98, 0.99, 1.0, 1.01, 1.02, 1.03)),
 )
 
 
@@ -63,19 +72,13 @@ def refined(
     choice = start
     for grid in grids:
         candidates = [
-            Choice(choice.value + offset, choice.threshold * factor)
+            _within(config, Choice(choice.value + offset, choice.threshold * factor))
             for offset in grid.offsets
             for factor in grid.factors
         ]
-        candidates = [c for c in candidates if _is_neuron(config, c)]
         # In order of distance, so that of equal ones the nearest is taken.
         candidates.sort(key=lambda c: _distance(c, choice))
-        wrong = torch.stack(
-            [
-                (run(config, c, currents) != wanted).sum(axes, dtype=torch.float64)
-                for c in candidates
-            ]
-        )
+        wrong = wrong_spikes(config, candidates, currents, wanted)
         best = wrong.argmin(0)
         of_layer = wrong.sum(1).argmin()
         if per_channel:
@@ -90,31 +93,50 @@ def refined(
     return choice
 
 
-def run(config: LIFConfig, choice: Choice, currents: Tensor) -> Tensor:
-    """Spikes [T, N, C, ...] of a layer of these neurons."""
-    constants = {
-        name: _number_or_tensor(getattr(choice, name), currents) for name in ("threshold",)
-    }
-    field = "subtract" if config.reset == "soft" else "reset_value"
-    constants[field] = _number_or_tensor(choice.value, currents)
-    plain = config.model_copy(update={"per_channel": (), "threshold": 1.0})
-    neuron = plain.neuron({})._replace(**constants)  # type: ignore[arg-type]
-    spikes, _ = run_steps(neuron, currents, neuron.initial_state(currents[0]))
-    return spikes
+def wrong_spikes(
+    config: LIFConfig, candidates: Sequence[Choice], currents: Tensor, wanted: Tensor
+) -> Tensor:
+    """How many spikes of each candidate differ from those wanted ([T, N, C, ...]), by channel [K, C], float64."""
+    from spiketrain.convert.count import count_wrong  # which takes a second to import
+
+    values = torch.stack([choice.value for choice in candidates])
+    thresholds = torch.stack([choice.threshold for choice in candidates])
+    out = np.zeros(values.shape, np.int64)
+    constants = np.array(
+        [1 / config.tau, config.rest, 1 / config.tau if config.decay_input else 1.0], np.float32
+    )
+    surrogate = config.surrogate
+    count_wrong(
+        _as_rows(currents[:1] if currents.stride(0) == 0 else currents),
+        _as_rows(wanted),
+        values.float().numpy(),
+        thresholds.float().numpy(),
+        constants,
+        config.reset == "hard",
+        isinstance(surrogate, Rectangle) and surrogate.strict,
+        out,
+    )
+    return torch.from_numpy(out).double()
 
 
-def _number_or_tensor(values: Tensor, like: Tensor) -> float | Tensor:
-    """One number where all channels have the same: the compiled loops take no more."""
-    if bool((values == values[0]).all()):
-        return values[0].item()
-    return values.to(like)
+def _as_rows(values: Tensor) -> NDArray[np.float32]:
+    """[T, N, C, ...] as [T, N, C, positions]."""
+    rows: NDArray[np.float32] = values.float().reshape(*values.shape[:3], -1).contiguous().numpy()
+    return rows
 
 
-def _is_neuron(config: LIFConfig, choice: Choice) -> bool:
+def _within(config: LIFConfig, choice: Choice) -> Choice:
+    """The choice, with what makes no neuron moved to where it just does.
+
+    Where currents are many thresholds, as event counts can be, a parent's potential is above the threshold even after
+    its reset, and no hard reset can lead there.
+    """
+    threshold = (
+        choice.threshold.clamp(min=config.rest + LEAST) if config.rest > 0 else choice.threshold
+    )
     if config.reset == "soft":
-        return bool((choice.value > 0).all())
-    below = bool((choice.value < choice.threshold).all())
-    return below and config.rest < choice.threshold.min().item()
+        return Choice(choice.value.clamp(min=LEAST), threshold)
+    return Choice(choice.value.minimum(threshold - LEAST), threshold)
 
 
 def _distance(choice: Choice, origin: Choice) -> float:

@@ -89,7 +89,8 @@ class ConversionReport:
         table.add_row("only one right", str(judged.paired.lost), str(judged.paired.gained))
         table.add_row("McNemar's p", "", f"{judged.paired.p_value:.3g}")
         table.add_row("agreement, %", "", f"{100 * judged.agreement:.2f}")
-        table.add_row("spike mismatch, %", "", f"{100 * judged.total_mismatch:.2f}")
+        table.add_row("spike mismatch, % of spikes", "", f"{100 * judged.total_mismatch:.2f}")
+        table.add_row("% of neurons and timesteps", "", f"{100 * judged.differing:.2f}")
         if judged.operations is not None:
             table.add_row("synaptic operations", *(f"{n:,.0f}" for n in judged.operations))
         table.add_row("state, bytes", *(f"{n:,}" for n in self.state_bytes))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from spiketrain.data import DataSet, Split, load_dataset
+from spiketrain.data import DataSet, Split
+from spiketrain.data.of_recipe import dataset_of
 from spiketrain.manifest import ImageInput, Manifest
 from spiketrain.recipe import DataSection
 
@@ -14,26 +15,26 @@ from spiketrain.recipe import DataSection
 def training_data(
     manifest: Manifest, root: Path | None = None, timesteps: int | None = None
 ) -> DataSet:
-    """The data set that the manifest's training record names, with the same samples held out.
+    """The data set that the manifest's training record names, or its import, with the same samples held out.
 
     Recordings become `timesteps` windows, as many as the checkpoint was trained with unless given.
 
     Raises ValueError where the manifest names none or the data are not what the model takes, DataMissingError where
     the files are not there.
     """
-    if manifest.training is None or "data" not in manifest.training.settings:
+    said = {} if manifest.conversion is None else manifest.conversion.arguments
+    if manifest.training is not None:
+        said = manifest.training.settings
+    if "data" not in said:
         raise ValueError(
             f"{manifest.name}: training.settings.data: the checkpoint names no data set"
         )
-    section = DataSection.model_validate(manifest.training.settings["data"])
-    data = load_dataset(
-        section.name,
+    section = DataSection.model_validate(said["data"])
+    data = dataset_of(
+        section,
         root,
         events=manifest.input if manifest.input.kind == "events" else None,
         timesteps=timesteps or manifest.timesteps,
-        validation_per_class=section.validation_per_class,
-        seed=section.split_seed,
-        recordings=section.recordings,
     )
     expected, found = manifest.input, data.input
     same = expected == found
@@ -51,4 +52,4 @@ def sample_of(split: Split, count: int | None, seed: int = 0) -> Split:
     if count is None or count >= len(split):
         return split
     chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
-    return Split(split.x[chosen], split.y[chosen])
+    return split.at(chosen)

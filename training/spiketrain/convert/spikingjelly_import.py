@@ -6,7 +6,7 @@ import copy
 import hashlib
 import io
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,21 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             raise ForeignModelError(f"{path}: {name!r}: is no tensor")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ForeignModelError(f"{path}: {name!r}: has values that are not finite")
-    return dict(data)
+    return {new: data[old] for old, new in present_names(data).items()}
+
+
+def present_names(names: Iterable[str]) -> dict[str, str]:
+    """Names as they are now, by the name as it is in a file, without constants of surrogates, which change no answer.
+
+    DataParallel puts a prefix before all names, and containers of SpikingJelly before 0.0.0.0.8 had a level more.
+    """
+    names = list(names)
+    parallel = all(name.startswith("module.") for name in names)
+    return {
+        name: (name.removeprefix("module.") if parallel else name).replace(".module.", ".")
+        for name in names
+        if not name.endswith("surrogate_function.alpha")
+    }
 
 
 def from_state_dict(

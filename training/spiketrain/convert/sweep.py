@@ -63,6 +63,7 @@ OURS = (
     Variant("soft", None, family="soft"),
     Variant("hard", None, family="hard"),
     Variant("hard", None, family="nir"),
+    Variant("hard", None, family="portable"),
 )
 
 

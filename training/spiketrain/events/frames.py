@@ -7,8 +7,9 @@ With (x, y) on the sensor of width W and height H, as the input's filters leave 
     flip-y      (x, H-1-y)
     transpose   (y, x)
     rotate-90   (H-1-y, x)      a quarter turn clockwise, as one looks at the frame
+    anti-transpose (H-1-y, W-1-x)
 
-divided by the down-sampling factor. Counts are clipped, then scaled.
+divided by the down-sampling factor. Counts are clipped, resized where the input says so, then scaled.
 """
 
 from __future__ import annotations
@@ -31,18 +32,30 @@ class FrameGrid:
         self.spec = spec
         self.sensor = spec.filtered_sensor
         self.shape = spec.shape
-        self.factor = _factor(spec)
+        rows, row = spec.shape[1:]
+        self._resize = None
+        if spec.resize == "whole":
+            self.factor = _factor(spec)
+        else:
+            self.factor = 1
+            before = _oriented(spec)
+            self._resize = tuple(
+                resize_weights(side, wanted, spec.resize == "antialiased")
+                for side, wanted in zip(before, (rows, row), strict=True)
+            )
+            rows, row = before
+        self._counted = (2, rows, row)
         width, height = (side // self.factor for side in self.sensor)
-        row = spec.shape[2]
         steps = {
             "sensor": (1, row, 0),
             "flip-x": (-1, row, width - 1),
             "flip-y": (1, -row, (height - 1) * row),
             "transpose": (row, 1, 0),
             "rotate-90": (row, -1, height - 1),
+            "anti-transpose": (-row, -1, (width - 1) * row + height - 1),
         }
         self._step_x, self._step_y, self._origin = steps[spec.orientation]
-        plane = spec.shape[1] * spec.shape[2]
+        plane = rows * row
         self._step_p = plane
         if spec.polarity == "on-is-0":
             self._step_p, self._origin = -plane, self._origin + plane
@@ -71,7 +84,10 @@ class FrameGrid:
         """Counts [cells] to a frame [2, height, width], clipped and scaled."""
         if self.spec.clip is not None:
             counts = np.minimum(counts, self.spec.clip)
-        frame = counts.astype(np.float32).reshape(self.shape)
+        frame: Float32s = counts.astype(np.float32).reshape(self._counted)
+        if self._resize is not None:
+            down, across = self._resize
+            frame = np.asarray(down @ frame @ across.T, np.float32)
         if self.spec.scale != 1:
             frame *= np.float32(self.spec.scale)
         return frame
@@ -100,15 +116,40 @@ def count_frame(events: Events, spec: EventInput) -> Float32s:
     return grid.frame(grid.count(grid.cells_of(events)))
 
 
-def _factor(spec: EventInput) -> int:
-    sensor = width, height = spec.filtered_sensor
-    if spec.orientation in ("transpose", "rotate-90"):
+def resize_weights(before: int, after: int, antialiased: bool) -> Float32s:
+    """[after, before], by which a column of pixels is resized: bilinear between their centres.
+
+    With antialiasing the triangle widens with the reduction, so that every pixel counts (as in Pillow); without, only
+    the two nearest centres do.
+    """
+    scale = before / after
+    centres = (np.arange(after) + 0.5) * scale
+    width = max(scale, 1.0) if antialiased else 1.0
+    pixels = np.arange(before) + 0.5
+    inside = centres if antialiased else centres.clip(0.5, before - 0.5)
+    weights = (1 - np.abs(pixels - inside[:, None]) / width).clip(min=0)
+    return np.asarray(weights / weights.sum(1, keepdims=True), np.float32)
+
+
+def _oriented(spec: EventInput) -> tuple[int, int]:
+    """Height and width of the sensor as the orientation turns it. Raises ValueError for sides that cannot be."""
+    width, height = spec.filtered_sensor
+    if spec.orientation in ("transpose", "rotate-90", "anti-transpose"):
         width, height = height, width
     channels, rows, columns = spec.shape
     if channels != 2:
         raise ValueError(f"shape {spec.shape}: a frame of events has 2 channels, OFF and ON")
     if min(width, height, rows, columns) < 1 or max(width, height) > 65536:
-        raise ValueError(f"sensor {sensor}, shape {spec.shape}: sides are 1 to 65536 pixels")
+        raise ValueError(
+            f"sensor {spec.filtered_sensor}, shape {spec.shape}: sides are 1 to 65536 pixels"
+        )
+    return height, width
+
+
+def _factor(spec: EventInput) -> int:
+    sensor = spec.filtered_sensor
+    height, width = _oriented(spec)
+    _, rows, columns = spec.shape
     factor = width // columns
     if factor < 1 or (width, height) != (columns * factor, rows * factor):
         raise ValueError(

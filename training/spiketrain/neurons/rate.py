@@ -31,8 +31,10 @@ class Rate(NamedTuple):
     decay: float = 1.0
 
     def initial_state(self, like: Tensor) -> RateState:
-        nothing = torch.zeros_like(like)
-        return RateState(nothing, like.new_zeros(like.shape[0]), nothing)
+        # Tensors of their own: a saved state may not share memory.
+        return RateState(
+            torch.zeros_like(like), like.new_zeros(like.shape[0]), torch.zeros_like(like)
+        )
 
     def step(self, x: Tensor, state: RateState) -> tuple[Tensor, RateState]:
         total = self.decay * state.total + x

@@ -30,12 +30,10 @@ from spikeserve.engine.state import pack_state, unpack_state
 from spiketrain.networks import Network, with_plain_weights
 
 Array = NDArray[Any]
+_Row = tuple[Array, Array, int]  # logits, spikes and operations of one timestep of one sample
 
 MAX_ROWS = 64
 """Samples times timesteps of one pass of a thread: enough that weights are well used, few enough for the cache."""
-
-_WORTH_SHARING = 1 << 25
-"""Multiplications of one timestep, from which on all threads work on one sample if there is only one."""
 
 
 @dataclass
@@ -59,7 +57,7 @@ class _Slot:
         """Whether the input is the same at every timestep."""
         return self.constant is not None or self.encoded is not None
 
-    ahead: deque[tuple[Tensor, Array, int]] = field(default_factory=deque)
+    ahead: deque[_Row] = field(default_factory=deque)
 
 
 class CpuExecutor:
@@ -100,8 +98,8 @@ class CpuExecutor:
         self._fresh = network.initial_state(1)
         self._team = Team(
             torch.get_num_threads(),
-            lambda: Program(self._weights, self._states, self._inputs),
-            share_one=plan.multiplications >= _WORTH_SHARING,
+            lambda crew: Program(self._weights, self._states, self._inputs, crew),
+            plan.multiplications,
         )
 
     @property
@@ -133,10 +131,23 @@ class CpuExecutor:
         self._compute([slot for slot in slots if not self._slots[slot].ahead])
         rows = [self._hand_out(slot) for slot in slots]
         return StepResult(
-            torch.stack([logits for logits, _, _ in rows]),
-            torch.from_numpy(np.stack([spikes for _, spikes, _ in rows])).double(),
-            torch.tensor([operations for _, _, operations in rows], dtype=torch.float64),
+            torch.from_numpy(np.array([logits for logits, _, _ in rows])),
+            torch.from_numpy(np.array([spikes for _, spikes, _ in rows], np.float64)),
+            torch.from_numpy(np.array([operations for _, _, operations in rows], np.float64)),
         )
+
+    def further(self, slot: int) -> tuple[Array, Array, Array] | None:
+        """Hand out all timesteps of this slot that are computed already: logits, spikes, operations, [t, ...] each.
+
+        None where there are none.
+        """
+        entry = self._slots[slot]
+        if not entry.ahead:
+            return None
+        logits, spikes, operations = zip(*entry.ahead, strict=True)
+        entry.done += len(logits)
+        entry.ahead.clear()
+        return np.array(logits), np.array(spikes, np.float64), np.array(operations, np.float64)
 
     @torch.inference_mode()
     def save(self, slot: int) -> bytes:
@@ -183,26 +194,28 @@ class CpuExecutor:
         self._slots[slot] = _Slot(encoded=constant, fresh=False)
         self._times[slot] = times
         if constant is not None:
-            self._fill(slot, constant)
+            self._fill([slot], constant)
 
     def _encode(self, slots: Sequence[int]) -> None:
         waiting = [(slot, raw) for slot in slots if (raw := self._slots[slot].raw) is not None]
         if not waiting:
             return
-        encoded = self._network.encode(torch.stack([raw for _, raw in waiting]))
-        for (slot, _), one in zip(waiting, torch.split(encoded, 1), strict=True):
-            self._fill(slot, one)
+        self._fill(
+            [slot for slot, _ in waiting],
+            self._network.encode(torch.stack([raw for _, raw in waiting])),
+        )
+        for slot, _ in waiting:
             self._slots[slot].raw = None
 
-    def _fill(self, slot: int, encoded: Tensor) -> None:
-        """Put the first layer's current, from an encoded input [1, ...], where the loops read it."""
+    def _fill(self, slots: Sequence[int], encoded: Tensor) -> None:
+        """Put the first layer's currents, from encoded inputs [n, ...], where the loops read them."""
         gain, shift = self._first.gain, self._first.shift
+        rows = encoded.movedim(1, -1)
         if gain is not None and shift is not None:
-            by_channel = (-1, *(1,) * (encoded.dim() - 2))
-            encoded = encoded * gain.view(by_channel) + shift.view(by_channel)
-        self._inputs[slot] = _channels_last(encoded)
+            rows = rows * gain + shift
+        self._inputs[np.array(slots)] = rows.reshape(len(slots), -1).numpy()
 
-    def _hand_out(self, slot: int) -> tuple[Tensor, Array, int]:
+    def _hand_out(self, slot: int) -> _Row:
         entry = self._slots[slot]
         entry.done += 1
         return entry.ahead.popleft()
@@ -234,19 +247,20 @@ class CpuExecutor:
             return Batch(numbers, fresh, self._times[numbers], steps, keep)
 
         size = max(1, MAX_ROWS // steps)
-        for chosen, outcome in self._team.run(slots, size, batch_of):
+        for chosen, outcome in self._team.run(slots, size, steps, batch_of):
             self._note(chosen, steps, keep, outcome)
 
     def _note(self, slots: Sequence[int], steps: int, keep: bool, outcome: Outcome) -> None:
+        logits, operations = outcome.logits.numpy(), outcome.operations.tolist()
         for i, slot in enumerate(slots):
             entry = self._slots[slot]
             entry.fresh, entry.kept = False, keep
             entry.computed += steps
             self._times[slot] += steps
-            for row in range(i * steps, (i + 1) * steps):
-                entry.ahead.append(
-                    (outcome.logits[row], outcome.spikes[row], int(outcome.operations[row]))
-                )
+            rows = slice(i * steps, (i + 1) * steps)
+            entry.ahead.extend(
+                zip(logits[rows], outcome.spikes[rows], operations[rows], strict=True)
+            )
 
     def _keep(self, slot: int) -> None:
         """Make the state that of the last timestep handed out: all from the start again, if it was not kept."""

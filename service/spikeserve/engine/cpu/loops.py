@@ -2,7 +2,7 @@
 
 A pass does all that stands between two products: it adds up the parts of the current, charges, fires, resets, counts
 the spikes and weighs them by what they reach. It takes `steps` timesteps at once, with the state of a block of neurons
-in the first-level cache meanwhile. The arithmetic is that of each neuron's `step`, operation by operation.
+in the first-level cache meanwhile. The arithmetic is that of each neuron's `step`, operation by operation, but for sigmoids.
 
 Memory is channels last: the neurons of one sample are [positions, channels], flat. Row i * steps + t is timestep t of
 sample i.
@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spiketrain.kernels.loops import _sigmoid as sigmoid
-from spiketrain.kernels.loops import compiled
+from spiketrain.kernels.loops import _exp2, _fma, compiled
 
 Array = NDArray[Any]
 
@@ -30,6 +29,25 @@ _ONES = np.uint64(0x0001000100010001)
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
+
+# A polynomial for 2^f, f between -1/2 and 1/2, with the least relative error for its degree: 8e-8.
+_E0, _E1, _E2, _E3, _E4, _E5 = (
+    np.float32(value)
+    for value in (1.0000001, 0.69314694, 0.2402212, 0.055507135, 0.009675542, 0.0013276458)
+)
+_PER_LOG_2 = np.float32(-1.4426950408889634)
+_ROUND = np.float32(12582912)  # 1.5 * 2^23: adding and subtracting it rounds to a whole number
+_LARGEST = np.float32(120)
+
+
+@compiled
+def sigmoid(x: Any) -> Any:
+    """Off by 1e-7 at most; the one that agrees with torch in every bit takes longer."""
+    y = min(max(x * _PER_LOG_2, -_LARGEST), _LARGEST)
+    q = (y + _ROUND) - _ROUND
+    f = y - q
+    power = _fma(_fma(_fma(_fma(_fma(_E5, f, _E4), f, _E3), f, _E2), f, _E1), f, _E0)
+    return _ONE / (_ONE + power * _exp2(q))
 
 
 @compiled
@@ -90,27 +108,27 @@ def _count_words(words: Array, channels: int, reach: Array) -> Any:
 
 
 @compiled
-def _lif(k: Array, decay_input: bool, hard: bool, x: Array, v: Array, s: Array) -> None:
+def _lif(
+    k: Array, decay_input: bool, hard: bool, x: Array, v: Array, s: Array, near: Array
+) -> None:
     leak, keep, rest = k[0], k[1], k[2]
     threshold, subtract, reset_value, cutoff = k[3], k[4], k[5], k[6]
     if not decay_input and not hard and rest == _ZERO:
         for i in range(v.size):
             h = v[i] * keep + x[i]
-            fired = h - threshold >= cutoff
+            above = h - threshold
+            fired = above >= cutoff
+            near[i] = min(near[i], abs(above))
             s[i] = fired
             v[i] = h - (subtract if fired else _ZERO)
         return
     _lif_charge(leak, keep, rest, decay_input, x, v)
-    if hard:
-        for i in range(v.size):
-            fired = v[i] - threshold >= cutoff
-            s[i] = fired
-            v[i] = reset_value if fired else v[i]
-    else:
-        for i in range(v.size):
-            fired = v[i] - threshold >= cutoff
-            s[i] = fired
-            v[i] = v[i] - (subtract if fired else _ZERO)
+    for i in range(v.size):
+        above = v[i] - threshold
+        fired = above >= cutoff
+        near[i] = min(near[i], abs(above))
+        s[i] = fired
+        v[i] = (reset_value if fired else v[i]) if hard else v[i] - (subtract if fired else _ZERO)
 
 
 @compiled
@@ -131,13 +149,15 @@ def _lif_charge(leak: Any, keep: Any, rest: Any, decay_input: bool, x: Array, v:
 
 @compiled
 def _channel_lif(
-    k: Array, p: Array, decay_input: bool, hard: bool, x: Array, v: Array, s: Array
+    k: Array, p: Array, decay_input: bool, hard: bool, x: Array, v: Array, s: Array, near: Array
 ) -> None:
     """Threshold, subtract and reset value by channel: `p` [3, width]."""
     cutoff = k[6]
     _lif_charge(k[0], k[1], k[2], decay_input, x, v)
     for i in range(v.size):
-        fired = v[i] - p[0, i] >= cutoff
+        above = v[i] - p[0, i]
+        fired = above >= cutoff
+        near[i] = min(near[i], abs(above))
         s[i] = fired
         v[i] = (p[2, i] if fired else v[i]) if hard else v[i] - (p[1, i] if fired else _ZERO)
 
@@ -146,12 +166,14 @@ def _channel_lif(
 
 
 @compiled
-def _clif(k: Array, x: Array, v: Array, m: Array, s: Array) -> None:
+def _clif(k: Array, x: Array, v: Array, m: Array, s: Array, near: Array) -> None:
     keep, tau, threshold, cutoff, inverse = k[0], k[1], k[2], k[3], k[4]
     if inverse:
         for i in range(v.size):
             h = keep * v[i] + x[i]
-            fired = h - threshold >= cutoff
+            above = h - threshold
+            fired = above >= cutoff
+            near[i] = min(near[i], abs(above))
             s[i] = fired
             after = m[i] * sigmoid(h * inverse) + (_ONE if fired else _ZERO)
             m[i] = after
@@ -159,7 +181,9 @@ def _clif(k: Array, x: Array, v: Array, m: Array, s: Array) -> None:
     else:
         for i in range(v.size):
             h = keep * v[i] + x[i]
-            fired = h - threshold >= cutoff
+            above = h - threshold
+            fired = above >= cutoff
+            near[i] = min(near[i], abs(above))
             s[i] = fired
             after = m[i] * sigmoid(h / tau) + (_ONE if fired else _ZERO)
             m[i] = after
@@ -170,11 +194,13 @@ def _clif(k: Array, x: Array, v: Array, m: Array, s: Array) -> None:
 
 
 @compiled
-def _ilif(k: Array, x: Array, v: Array, m: Array, inhibition: Array, s: Array) -> None:
+def _ilif(k: Array, x: Array, v: Array, m: Array, inhibition: Array, s: Array, near: Array) -> None:
     keep, threshold, current_decay, potential_decay, cutoff = k[0], k[1], k[2], k[3], k[4]
     for i in range(v.size):
         h = keep * v[i] + x[i] - max(inhibition[i], _ZERO)
-        fired = h - threshold >= cutoff
+        above = h - threshold
+        fired = above >= cutoff
+        near[i] = min(near[i], abs(above))
         s[i] = fired
         w = h - (threshold if fired else _ZERO)
         after = potential_decay * (m[i] + (w if fired else _ZERO))
@@ -187,14 +213,116 @@ def _ilif(k: Array, x: Array, v: Array, m: Array, inhibition: Array, s: Array) -
 
 
 @compiled
-def _glif(k: Array, p: Array, scale: Array, x: Array, u: Array, before: Array, s: Array) -> None:
+def _glif(
+    k: Array, p: Array, scale: Array, x: Array, u: Array, before: Array, s: Array, near: Array
+) -> None:
     for i in range(u.size):
         kept = p[0, i] * u[i] * (_ONE - p[1, i] * before[i])
         after = kept - p[2, i] + x[i] * scale[i] - p[3, i] * before[i]
-        fired = after - p[4, i] >= k[0]
+        above = after - p[4, i]
+        fired = above >= k[0]
+        near[i] = min(near[i], abs(above))
         s[i] = fired
         before[i] = _ONE if fired else _ZERO
         u[i] = after
+
+
+@compiled
+def _fire(
+    kind: int,
+    modes: Any,
+    constants: Array,
+    channel: Array,
+    time: int,
+    x: Array,
+    held: Array,
+    s: Array,
+    near: Array,
+) -> None:
+    """One timestep of some neurons. `near` becomes how close a potential came to the threshold, if that is closer."""
+    decay_input, hard = modes
+    n = x.size
+    if kind == LIF:
+        _lif(constants, decay_input, hard, x, held[0, :n], s, near)
+    elif kind == CHANNEL_LIF:
+        _channel_lif(constants, channel, decay_input, hard, x, held[0, :n], s, near)
+    elif kind == CLIF:
+        _clif(constants, x, held[0, :n], held[1, :n], s, near)
+    elif kind == ILIF:
+        _ilif(constants, x, held[0, :n], held[1, :n], held[2, :n], s, near)
+    else:
+        scale = channel[min(5 + time, channel.shape[0] - 1)]
+        _glif(constants, channel[:5], scale, x, held[0, :n], held[1, :n], s, near)
+
+
+def _dot_product(weights: Array, values: Array) -> Any:
+    total = _ZERO
+    for i in range(weights.size):
+        total += weights[i] * np.float32(values[i])
+    return total
+
+
+_dot: Any = compiled(_dot_product, fastmath={"reassoc", "nsz", "contract"})
+
+
+@compiled
+def _exact_product(
+    weights: Array, geometry: Array, values: Array, channel: int, y: int, x: int
+) -> Any:
+    """One value of a convolution, weights [K, kh, kw, C], of a map [H, W, C]."""
+    total = _ZERO
+    top, left = y * geometry[0] - geometry[2], x * geometry[1] - geometry[3]
+    for dy in range(weights.shape[1]):
+        row = top + dy * geometry[4]
+        if 0 <= row < values.shape[0]:
+            for dx in range(weights.shape[2]):
+                column = left + dx * geometry[5]
+                if 0 <= column < values.shape[1]:
+                    total += _dot(weights[channel, dy, dx], values[row, column])
+    return total
+
+
+@compiled
+def _exact_current(exact: Any, neuron: int, row: int) -> Any:
+    """What reaches a neuron through its products, computed in float32."""
+    _, bias, layout, first, second = exact
+    channel, position = neuron % layout[0], neuron // layout[0]
+    y, x = position // layout[1], position % layout[1]
+    total = bias[channel] + _exact_product(first[0], first[1], first[2][row], channel, y, x)
+    if second[0].shape[0]:
+        total += _exact_product(second[0], second[1], second[2][row], channel, y, x)
+    return total
+
+
+@compiled
+def _fire_again(
+    kind: int,
+    modes: Any,
+    constants: Array,
+    channel: Array,
+    held: Array,
+    exact: Any,
+    residual: Array,
+    gain: Any,
+    neuron: int,
+    row: int,
+    time: int,
+    spikes: Array,
+    changes: Array,
+) -> None:
+    """All timesteps of one neuron, from its start that is in `held` [parts, 1], with exact currents.
+
+    `changes` [timesteps] becomes how many more spikes there are than before.
+    """
+    x, near = np.empty(1, np.float32), np.empty(1, np.float32)
+    for t in range(changes.size):
+        x[0] = _exact_current(exact, neuron, row + t)
+        if residual.shape[0]:
+            x[0] += gain * np.float32(residual[row + t, neuron])
+        before = np.int64(spikes[row + t, neuron])
+        s = spikes[row + t, neuron : neuron + 1]
+        _fire(kind, modes, constants, channel, time + t, x, held, s, near)
+        changes[t] = np.int64(s[0]) - before
 
 
 @compiled
@@ -216,56 +344,58 @@ def advance(
     reach: Array,
     counts: Array,
     operations: Array,
+    exact: Any,
+    span: Any,
 ) -> None:
-    """`steps` timesteps of some samples of one layer.
+    """`steps` timesteps of some samples of one layer, of the neurons from span[0] to before span[1].
 
-    `current` is x, low, residual, gain, rows, stride: sample i's current at timestep t is row rows[i] + t * stride of x
-    [rows, N], plus that row of `low`, plus gain times row i * steps + t of `residual`; the latter two may have no
-    rows. What goes by channel (`gain`, `channel`, `initial`) is repeated to the width of a block. `state` is
+    `current` is x, low, further x, further low, residual, gain, rows, stride: sample i's current at timestep t is row
+    rows[i] + t * stride of x [rows, N], plus that row of `low`, plus gain times row i * steps + t of `residual`; the latter
+    two may have no rows. Rows beyond those of x are in further x and low, which may have none. What goes by channel (`gain`, `channel`, `initial`) is repeated to the width of a block. `state` is
     [parts, slots, N]; a sample that is `fresh` starts from `initial` [parts, width] instead, and state is written only
     to be kept. `times` is the timestep to come of each sample. Spikes [n * steps, N], and the same memory as `words` of
     eight where spikes are bytes and channels come in eights, else words without rows; `reach` [positions] or [N];
     `counts` and `operations`, int64 [n * steps], are added to.
+
+    `exact` is margin, bias [K], (K, width of the map), and two times weights, geometry, values of `_exact_product`,
+    the second without weights where there is one product. A neuron of a fresh sample whose potential comes closer to the
+    threshold than `margin`, [width of a block] or empty, is computed once more with currents in float32, so that it
+    fires as it would with the weights themselves.
     """
-    x, low, residual, gain, rows, stride = current
-    decay_input, hard = modes
-    parts, width, neurons = state.shape[0], gain.size, spikes.shape[1]
-    channels = neurons // reach.size
+    x, low, more_x, more_low, residual, gain, rows, stride = current
+    margin = exact[0]
+    changes = np.empty(steps, np.int64)
+    parts, width = state.shape[0], gain.size
+    channels = spikes.shape[1] // reach.size
     held = np.empty((parts, width), np.float32)
     summed = np.empty(width, np.float32)
+    near = np.empty(width, np.float32)
     for sample in range(slots.size):
         slot = slots[sample]
-        for first in range(0, neurons, width):
-            stop = min(first + width, neurons)
+        for first in range(span[0], span[1], width):
+            stop = min(first + width, span[1])
             size = stop - first
             for part in range(parts):
                 if fresh[sample]:
                     _copy(initial[part, :size], held[part, :size])
                 else:
                     _copy(state[part, slot, first:stop], held[part, :size])
+            near[:] = np.inf
             for t in range(steps):
                 row = sample * steps + t
                 at = rows[sample] + t * stride
-                now = x[at, first:stop]
+                further = at >= x.shape[0]
+                at -= x.shape[0] if further else 0
+                now = (more_x if further else x)[at, first:stop]
                 if low.shape[0]:
-                    _add_low(now, low[at, first:stop], summed[:size])
+                    _add_low(now, (more_low if further else low)[at, first:stop], summed[:size])
                     now = summed[:size]
                 if residual.shape[0]:
                     _add_residual(now, gain[:size], residual[row, first:stop], summed[:size])
                     now = summed[:size]
                 s = spikes[row, first:stop]
-                if kind == LIF:
-                    _lif(constants, decay_input, hard, now, held[0, :size], s)
-                elif kind == CHANNEL_LIF:
-                    _channel_lif(constants, channel, decay_input, hard, now, held[0, :size], s)
-                elif kind == CLIF:
-                    _clif(constants, now, held[0, :size], held[1, :size], s)
-                elif kind == ILIF:
-                    _ilif(constants, now, held[0, :size], held[1, :size], held[2, :size], s)
-                else:
-                    last = channel.shape[0] - 1
-                    scale = channel[min(5 + times[sample] + t, last)]
-                    _glif(constants, channel[:5], scale, now, held[0, :size], held[1, :size], s)
+                time = times[sample] + t
+                _fire(kind, modes, constants, channel, time, now, held, s, near[:size])
                 here = reach[first // channels : stop // channels]
                 if words.shape[0]:
                     word = words[row, first // 8 : stop // 8]
@@ -274,41 +404,33 @@ def advance(
                     total, caused = _count(s, channels, here)
                 counts[row] += total
                 operations[row] += caused
+            if margin.size and fresh[sample] and (near[:size] < margin[:size]).any():
+                for i in range(size):
+                    if near[i] >= margin[i]:
+                        continue
+                    one = channel[:, i : i + 1].copy()
+                    alone = initial[:, i : i + 1].copy()
+                    row = sample * steps
+                    _fire_again(
+                        kind,
+                        modes,
+                        constants,
+                        one,
+                        alone,
+                        exact,
+                        residual,
+                        gain[i],
+                        first + i,
+                        row,
+                        times[sample],
+                        spikes,
+                        changes,
+                    )
+                    for part in range(parts):
+                        held[part, i] = alone[part, 0]
+                    for t in range(steps):
+                        counts[row + t] += changes[t]
+                        operations[row + t] += changes[t] * reach[(first + i) // channels]
             if keep:
                 for part in range(parts):
                     _copy(held[part, :size], state[part, slot, first:stop])
-
-
-@compiled
-def sum_pool(spikes: Array, width: int, kernel: Any, stride: Any, pooled: Array) -> None:
-    """Sums over windows: [rows, height * width * channels] to [rows, out height, out width, channels]."""
-    rows, out_height, out_width, channels = pooled.shape
-    for row in range(rows):
-        for y in range(out_height):
-            for x in range(out_width):
-                out = pooled[row, y, x]
-                out[:] = 0
-                for dy in range(kernel[0]):
-                    for dx in range(kernel[1]):
-                        first = ((y * stride[0] + dy) * width + x * stride[1] + dx) * channels
-                        for c in range(channels):
-                            out[c] += spikes[row, first + c]
-
-
-@compiled
-def unfold(values: Array, kernel: Any, stride: Any, padding: Any, windows: Array) -> None:
-    """Windows of values [rows, height, width, channels] as [rows, out height, out width, kernel, kernel, channels]."""
-    rows, height, width, channels = values.shape
-    for row in range(rows):
-        for y in range(windows.shape[1]):
-            for x in range(windows.shape[2]):
-                for dy in range(kernel[0]):
-                    for dx in range(kernel[1]):
-                        out = windows[row, y, x, dy, dx]
-                        top = y * stride[0] + dy - padding[0]
-                        left = x * stride[1] + dx - padding[1]
-                        if 0 <= top < height and 0 <= left < width:
-                            _copy(values[row, top, left], out)
-                        else:
-                            for c in range(channels):
-                                out[c] = 0

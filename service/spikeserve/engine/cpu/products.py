@@ -3,7 +3,7 @@
 The input of a product is spikes, or sums of a few, as whole numbers. With 8-bit weights the sums over them are exact
 in 32-bit integers, so they do not depend on the batch or on the machine; one weight is off by up to 1/254 of the
 largest of its output channel. `int16` is the same twice: codes of 15 bits and a sign as 256 high + low, each part with
-a product of its own, whose results are added in float32. It is as good as float32 for all practical purposes.
+a product of its own, whose results are added in float32; what little is missing is made up for by `exact.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikeserve.engine.cpu import loops
+from spikeserve.engine.cpu import windows
 from spikeserve.engine.cpu.plan import Product, plan_of
 from spiketrain.networks import Network
 from spiketrain.quantise import codes_by_channel
 
 Precision = Literal["float32", "int16", "int8"]
 
-_HIGHEST = 127 * 256 + 127
+_LARGEST: dict[Precision, int] = {"int8": 127, "int16": 127 * 256 + 127}
 
 # Positions of a map that is small, and rows to try it with.
 _SMALL_MAP = 16
@@ -49,6 +49,14 @@ def _is_exact(weight: Tensor) -> bool:
     codes, scale = codes_by_channel(weight)
     steps = weight.double() / scale.double().view(-1, *(1,) * (weight.dim() - 1))
     return bool(((steps - codes).abs() <= _ROUNDING).all())
+
+
+def rounded(weight: Tensor, precision: Precision) -> Tensor:
+    """The weights that a precision stands for, float64."""
+    if precision == "float32":
+        return weight.float().double()
+    codes, scale = codes_by_channel(weight, _LARGEST[precision])
+    return codes.double() * scale.double().view(-1, *(1,) * (weight.dim() - 1))
 
 
 class Multiply(Protocol):
@@ -108,7 +116,7 @@ class _Whole:
         self._groups = product.groups
         self._bias = None if product.bias is None else product.bias.float()
         self._zeros = torch.zeros(len(product.weight), dtype=torch.int32)
-        codes, scale = codes_by_channel(product.weight, 127 if precision == "int8" else _HIGHEST)
+        codes, scale = codes_by_channel(product.weight, _LARGEST[precision])
         parts = [(codes, scale)]
         if precision == "int16":
             high = torch.div(codes + 128, 256, rounding_mode="floor")
@@ -167,10 +175,10 @@ class _Unfolded:
                 size, self._padding, self._kernel, self._stride, strict=True
             )
         )
-        windows = np.empty((rows, height, width, *self._kernel, channels), values.dtype)
-        loops.unfold(values, self._kernel, self._stride, self._padding, windows)
+        copies = np.empty((rows, height, width, *self._kernel, channels), values.dtype)
+        windows.unfold(values, self._kernel, self._stride, self._padding, copies)
         # All windows as the positions of one map.
-        flat = torch.from_numpy(windows).view(1, rows * height * width, 1, -1).permute(0, 3, 1, 2)
+        flat = torch.from_numpy(copies).view(1, rows * height * width, 1, -1).permute(0, 3, 1, 2)
         return tuple(
             part.permute(0, 2, 3, 1).reshape(rows, height, width, -1).permute(0, 3, 1, 2)
             for part in self._multiply(flat)

@@ -6,6 +6,7 @@ loops read it. A program has working memory of its own, so each thread needs one
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +17,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spikeserve.engine.cpu import loops
+from spikeserve.engine.cpu import loops, windows
 from spikeserve.engine.cpu.cells import Cells, cells_of, tiled
+from spikeserve.engine.cpu.crew import Crew, map_shares
+from spikeserve.engine.cpu.exact import Exact, exact_of
 from spikeserve.engine.cpu.plan import Layer, Plan, Pool, Product
 from spikeserve.engine.cpu.products import Multiply, Precision, multiply
 from spiketrain.networks import Network
 
 Array = NDArray[Any]
+Currents = tuple[Array, Array, Array, Array]
+
+# Neurons times timesteps, from which on a share of them is worth waking a thread for.
+_WORTH_A_THREAD = 1 << 15
 
 # Bytes of currents that are made before the loops take them: about a second-level cache.
 _CHUNK_BYTES = 1 << 21
@@ -37,10 +44,18 @@ class Stage:
     multiply: tuple[Multiply, ...]
     gain: Array  # [width of a block]
     reach: Array
+    exact: Exact
 
     @property
     def neurons(self) -> int:
         return math.prod(self.layer.shape)
+
+    def shares(self, batch: Batch, most: int) -> list[tuple[int, int]]:
+        """Ranges of neurons for as many threads as are worth waking; they begin with a block."""
+        blocks = -(-self.neurons // self.gain.size)
+        count = max(1, min(most, blocks, self.neurons * batch.rows // _WORTH_A_THREAD))
+        bounds = [min(self.neurons, blocks * i // count * self.gain.size) for i in range(count + 1)]
+        return list(itertools.pairwise(bounds))
 
     def in_words(self, spikes: Array) -> bool:
         """Whether the loops can count eight spikes at once."""
@@ -80,6 +95,7 @@ def weights_of(
                 tuple(multiply(one, precision, _input_shape(plan, one)) for one in step.products),
                 tiled(gain.view(1, -1))[0],
                 _reach(fan_out[step.name].expand(step.shape)),
+                exact_of(plan, step, precision),
             )
         )
     # The readout is a small part of the work and decides the answer, so it is never less than 16 bits.
@@ -127,15 +143,27 @@ class Outcome:
 
 
 class Program:
-    """`states` by layer [parts, slots, N], `inputs` [slots, N] the current of the first layer."""
+    """`states` by layer [parts, slots, N], `inputs` [slots, N] the current of the first layer.
 
-    def __init__(self, weights: Weights, states: Mapping[str, Array], inputs: Array) -> None:
+    With a crew, its threads share out the neurons of each layer.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        states: Mapping[str, Array],
+        inputs: Array,
+        crew: Crew | None = None,
+    ) -> None:
         self._weights = weights
+        self._crew = crew
         self._states = states
         self._inputs = inputs
         self._values: dict[str, Array] = {}
         self._none = np.empty((0, 0), np.float32)
         self._no_words = np.empty((0, 0), np.uint64)
+        self._no_weights = np.empty((0, 0, 0, 0), np.float32)
+        self._no_map = np.empty((0, 0, 0, 0), weights.dtype)
 
     def run(self, batch: Batch) -> Outcome:
         rows = batch.rows
@@ -175,17 +203,17 @@ class Program:
         operations: Array,
     ) -> None:
         layer, cells = stage.layer, stage.cells
-        x, low, at, stride = self._current(stage, batch, chunk)
+        currents, at, stride = self._current(stage, batch, chunk)
         residual = spikes[0][:0]
         if layer.residual is not None:
             residual = self._values[layer.residual][_rows(batch, chunk)]
-        loops.advance(
+        given = (
             cells.kind,
             cells.modes,
             cells.constants,
             cells.channel,
             cells.initial,
-            (x, low, residual, stage.gain, at, stride),
+            (*currents, residual, stage.gain, at, stride),
             self._states[layer.name],
             batch.slots[chunk],
             batch.fresh[chunk],
@@ -194,22 +222,57 @@ class Program:
             batch.steps,
             *spikes,
             stage.reach,
-            counts,
-            operations,
         )
+        exact = self._exact(stage, _rows(batch, chunk))
 
-    def _current(self, stage: Stage, batch: Batch, chunk: slice) -> tuple[Array, Array, Array, int]:
-        """x and low of `loops.advance`, the first row of each sample, and the distance to the next timestep's."""
+        def advance(first: int, last: int) -> tuple[Array, Array]:
+            fired, caused = np.zeros_like(counts), np.zeros_like(operations)
+            loops.advance(*given, fired, caused, exact, (first, last))
+            return fired, caused
+
+        shares = stage.shares(batch, self._crew.size if self._crew is not None else 1)
+        for fired, caused in map_shares(self._crew, advance, shares):
+            counts += fired
+            operations += caused
+
+    def _current(self, stage: Stage, batch: Batch, chunk: slice) -> tuple[Currents, Array, int]:
+        """The currents of `loops.advance`, the first row of each sample, and the distance to the next timestep's."""
+        none = self._none
         if not stage.layer.products:
-            return self._inputs, self._none, batch.slots[chunk], 0
+            return (self._inputs, none, none, none), batch.slots[chunk], 0
+        rows = _rows(batch, chunk)
+
+        def multiply(first: int, last: int) -> tuple[Array, Array]:
+            return self._products(stage, slice(first, last))
+
+        half = (rows.start + rows.stop + 1) // 2
+        shares = [(rows.start, rows.stop)]
+        if self._crew is not None and half < rows.stop:
+            shares = [(rows.start, half), (half, rows.stop)]
+        (x, low), *others = map_shares(self._crew, multiply, shares)
+        more_x, more_low = others[0] if others else (none, none)
+        at = np.arange(chunk.stop - chunk.start) * batch.steps
+        return (x, low, more_x, more_low), at, 1
+
+    def _products(self, stage: Stage, rows: slice) -> tuple[Array, Array]:
+        """Two currents whose sum is meant; the second may have no rows."""
         parts: list[Tensor] = []
         for product, times in zip(stage.layer.products, stage.multiply, strict=True):
-            parts += times(self._input(product, _rows(batch, chunk)))
+            parts += times(self._input(product, rows))
         for extra in parts[2:]:
             parts[0].add_(extra)
-        at = np.arange(chunk.stop - chunk.start) * batch.steps
-        low = _flat(parts[1]) if len(parts) > 1 else self._none
-        return _flat(parts[0]), low, at, 1
+        return _flat(parts[0]), _flat(parts[1]) if len(parts) > 1 else self._none
+
+    def _exact(self, stage: Stage, rows: slice) -> Any:
+        """What `loops.advance` wants under that name."""
+        exact = stage.exact
+        parts: list[tuple[Array, Array, Array]] = []
+        for weights, geometry, source, shape in exact.products:
+            values = self._values[source][rows]
+            parts.append((weights, geometry, values.reshape(len(values), *shape)))
+        while len(parts) < 2:
+            parts.append((self._no_weights, exact.layout, self._no_map))
+        return exact.margin, exact.bias, exact.layout, parts[0], parts[1]
 
     def _input(self, product: Product, rows: slice) -> Tensor:
         values = torch.from_numpy(self._values[product.source][rows])
@@ -222,7 +285,7 @@ class Program:
         channels, height, width = pool.shape
         _, _, across = self._weights.plan.shape_of(pool.source)
         pooled = self._memory(pool.name, rows, channels * height * width)
-        loops.sum_pool(
+        windows.sum_pool(
             self._values[pool.source][:rows],
             across,
             pool.kernel,

@@ -8,17 +8,33 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from spikeserve.engine.cpu.crew import Crew
 from spikeserve.engine.cpu.program import Batch, Outcome, Program
 from spikeserve.engine.threads import compute_alone
 
+_WORTH_SHARING = 1 << 25
+"""Multiplications of one timestep, from which on all threads work on one sample if there is only one."""
+
+_WORTH_SHARING_OUT = 1 << 28
+"""Multiplications of a pass, from which on it is shared out: less takes hardly longer than waking threads."""
+
 
 class Team:
-    """One program a thread. With `share_one`, a sample that is alone is run by the caller, with all threads in each product."""
+    """One program a thread. `multiplications` are those of one timestep of one sample.
 
-    def __init__(self, threads: int, make_program: Callable[[], Program], share_one: bool) -> None:
+    A small pass is run by one thread. A sample that is alone is shared out layer by layer, where it is large enough.
+
+    All passes are run by threads of ours, whose torch was told once to use one thread: telling it takes long.
+    """
+
+    def __init__(
+        self, threads: int, make_program: Callable[[Crew | None], Program], multiplications: int
+    ) -> None:
         self._threads = threads
-        self._share_one = share_one
-        self._programs = [make_program() for _ in range(threads)]
+        self._multiplications = multiplications
+        self._programs = [make_program(None) for _ in range(threads)]
+        share_one = threads > 1 and multiplications >= _WORTH_SHARING
+        self._together = make_program(Crew(threads)) if share_one else None
         self._pool = (
             ThreadPoolExecutor(threads, "spikeserve-cpu", initializer=compute_alone)
             if threads > 1
@@ -26,12 +42,26 @@ class Team:
         )
 
     def run(
-        self, slots: Sequence[int], size: int, batch_of: Callable[[Sequence[int]], Batch]
+        self,
+        slots: Sequence[int],
+        size: int,
+        steps: int,
+        batch_of: Callable[[Sequence[int]], Batch],
     ) -> Iterator[tuple[Sequence[int], Outcome]]:
-        """Run all samples, at most `size` in one pass of a thread; gives each pass's samples and its outcome."""
-        if self._pool is None or (len(slots) == 1 and self._share_one):
+        """Run `steps` timesteps of all samples, at most `size` of them in one pass of a thread.
+
+        Gives each pass's samples and its outcome.
+        """
+        if self._pool is None:
             for chosen in _parts(slots, 1, size):
                 yield chosen, self._programs[0].run(batch_of(chosen))
+            return
+        together = self._together if len(slots) == 1 else None
+        if together is not None or len(slots) * steps * self._multiplications < _WORTH_SHARING_OUT:
+            program, parts = together or self._programs[0], _parts(slots, 1, size)
+            yield from zip(
+                parts, self._pool.submit(_run_lane, program, parts, batch_of).result(), strict=True
+            )
             return
         shares = _parts(slots, min(self._threads, len(slots)), size)
         lanes = [shares[i :: self._threads] for i in range(min(self._threads, len(shares)))]
