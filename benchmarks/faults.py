@@ -125,7 +125,7 @@ class Bench:
                 await each.end(signal.SIGKILL)
                 await load.answered(100)
                 await each.start()
-                await asyncio.sleep(0.5)  # the balancer has to see it
+                await asyncio.sleep(2)  # nginx tries it again a second after it failed last
             outcome = await load.stop()
         for each in pair:
             await each.end()

@@ -35,7 +35,7 @@ def server(result: Result) -> str:
     concurrencies = sorted({row["concurrency"] for row in result["rows"]})
     by = {(row["system"], row["concurrency"]): row for row in result["rows"]}
     titles = ["", *(f"{c} client{'s' * (c > 1)}: requests/s, p50, p99 ms" for c in concurrencies)]
-    titles += ["processor ms a request", "MiB", "idle, % of a core", "right, %"]
+    titles += ["processor ms a request", "others, cores", "MiB", "idle, % of a core", "right, %"]
     lines = []
     for system in dict.fromkeys(row["system"] for row in result["rows"]):
         rows = [by[system, c] for c in concurrencies if (system, c) in by]
@@ -45,12 +45,14 @@ def server(result: Result) -> str:
             for row in rows
         ]
         spent = 1e3 * last["server_cores"] / last["requests_per_second"]
+        others = [f"{row['other_cores']:.2f}" for row in rows if "other_cores" in row]
         lines.append(
             [
                 last["label"],
                 *cells,
                 *[""] * (len(concurrencies) - len(cells)),
                 f"{spent:.2f}",
+                ", ".join(others),
                 f"{last['memory_mib']:.0f}" if "memory_mib" in last else "",
                 f"{100 * last['idle_cores']:.2f}" if "idle_cores" in last else "",
                 f"{100 * last['agreement']:.1f}" if "agreement" in last else "",

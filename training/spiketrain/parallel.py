@@ -16,7 +16,6 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spiketrain.data.base import Share
@@ -109,9 +108,24 @@ def _shared(norm: _BatchNorm, x: Tensor) -> Tensor:
     return y.to(x.dtype)
 
 
+class _Sum(torch.autograd.Function):
+    """Over all processes. Each one's value is in every one's sum, so its gradient is the sum of all gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        distributed.all_reduce(total)
+        return total
+
+
 def _total(value: Tensor) -> Tensor:
-    """The sum over all processes, through which gradients flow."""
-    return cast(Tensor, all_reduce(value))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Sum.apply(value))  # type: ignore[no-untyped-call]
 
 
 def _counted(norm: _BatchNorm) -> float:

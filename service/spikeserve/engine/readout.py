@@ -8,10 +8,12 @@ last         softmax of the last timestep's logits, for a network that averages 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from spiketrain.events.memory import Remembers
 
 Readout = Literal["mean", "sum", "rate", "vote", "last"]
 Array = NDArray[Any]
@@ -27,13 +29,15 @@ def probabilities(readout: Readout, logits: ArrayLike) -> Array:
     return _softmax(rows.sum(0) if readout == "sum" else rows.mean(0))
 
 
-class RunningReadout:
+class RunningReadout(Remembers):
     """The readout of a stream, which has no last timestep.
 
     For the first `timesteps` windows, as many as the network was trained with, it is that of all windows so far; from
     then on what came before fades: m += (x - m) / timesteps, an exponential mean with that many windows as its time
     constant. For sum, it is the mean times at most `timesteps`.
     """
+
+    MEMORY: ClassVar[dict[str, Any]] = {"_windows": int, "_mean": np.ndarray | float}
 
     def __init__(self, readout: Readout, timesteps: int) -> None:
         self._readout = readout

@@ -4,7 +4,19 @@ from prometheus_client.parser import text_string_to_metric_families
 from spikeserve.classify import ClassifyRequest
 from spikeserve.metrics import RATE_SAMPLES, STAGES, Metrics
 
-LABELS = {"model", "version", "exit", "layer", "route", "code", "stage", "outcome", "le"}
+LABELS = {
+    "model",
+    "version",
+    "exit",
+    "layer",
+    "route",
+    "code",
+    "stage",
+    "outcome",
+    "le",
+    "signal",
+    "device",
+}
 
 
 async def test_what_a_request_leaves_behind(write, classifier_of, picture, scraped):

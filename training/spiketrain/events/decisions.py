@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from spiketrain.events.memory import Memory, Remembers, expect
 from spiketrain.stream_rules import DecisionRule, LeakyEvidence, leak
 
 Float64s = NDArray[np.float64]
@@ -90,12 +91,25 @@ def step(
     return DecisionState(evidence, votes, index, since_us, end_us, window + 1), decision
 
 
-class Decider:
+class Decider(Remembers):
     """The state machine of one stream."""
 
     def __init__(self, rule: DecisionRule, classes: int) -> None:
         self.rule = rule
         self._state = initial_state(classes)
+
+    def memory(self) -> Memory:
+        state = {field.name: getattr(self._state, field.name) for field in fields(DecisionState)}
+        return state | {"votes": list(self._state.votes)}
+
+    def remember(self, memory: Memory) -> None:
+        expect(memory, (field.name for field in fields(DecisionState)))
+        state = DecisionState(**memory | {"votes": tuple(memory["votes"])})
+        classes = len(self._state.evidence)
+        chosen = [*state.votes, -1 if state.index is None else state.index]
+        if state.evidence.shape != (classes,) or not all(-1 <= each < classes for each in chosen):
+            raise ValueError(f"memory: a decision among other classes than {classes}")
+        self._state = state
 
     def add(self, probabilities: ArrayLike, **window: Any) -> Decision:
         """As `step`."""

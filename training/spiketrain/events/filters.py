@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from spiketrain.events.memory import Memory, Remembers, expect
 from spiketrain.events.native import loops
 from spiketrain.events.types import Events, Int64s
 from spiketrain.stream_rules import (
@@ -41,8 +42,12 @@ class Filter(Protocol):
     def apply(self, events: Events) -> Events:
         """Those of the next events that are kept, in their order."""
 
+    def memory(self) -> Memory: ...
 
-class FilterChain:
+    def remember(self, memory: Memory) -> None: ...
+
+
+class FilterChain(Remembers):
     """Filters one after the other. `sensor` is the size that is left after them, `dropped` the events that were not kept.
 
     Raises ValueError for a filter that does not fit the sensor where it stands.
@@ -63,14 +68,28 @@ class FilterChain:
         # What they remember is taken when the first event comes.
         self._filters: list[Filter] = []
 
+    def memory(self) -> Memory:
+        return {"dropped": self.dropped, "filters": [each.memory() for each in self._filters]}
+
+    def remember(self, memory: Memory) -> None:
+        expect(memory, ("dropped", "filters"))
+        self.reset()
+        self.dropped = int(memory["dropped"])
+        if not memory["filters"]:
+            return
+        if len(memory["filters"]) != len(self._rules):
+            raise ValueError(
+                f"memory of {len(memory['filters'])} filters, not of {len(self._rules)}"
+            )
+        self._make_filters()
+        for each, remembered in zip(self._filters, memory["filters"], strict=True):
+            each.remember(remembered)
+
     def apply(self, events: Events) -> Events:
         if not self._rules or not len(events):
             return events
         if not self._filters:
-            size = self._sensor
-            for rule in self._rules:
-                self._filters.append(make_filter(rule, size))
-                size = rule.size_after(size)
+            self._make_filters()
         kept = []
         for begin in range(0, len(events), BLOCK):
             part = events[begin : begin + BLOCK]
@@ -81,9 +100,17 @@ class FilterChain:
         self.dropped += len(events) - len(result)
         return result
 
+    def _make_filters(self) -> None:
+        size = self._sensor
+        for rule in self._rules:
+            self._filters.append(make_filter(rule, size))
+            size = rule.size_after(size)
 
-class _Clock:
+
+class _Clock(Remembers):
     """Times that never fall, and periods of stream time."""
+
+    MEMORY: ClassVar[dict[str, Any]] = {"_now": int}
 
     def __init__(self) -> None:
         self._now = _LONG_AGO
@@ -110,7 +137,14 @@ def _pixels(events: Events, width: int) -> Int64s:
     return pixels
 
 
-class HotPixelFilter:
+class HotPixelFilter(Remembers):
+    MEMORY: ClassVar[dict[str, Any]] = {
+        "_rate": np.ndarray,
+        "_count": np.ndarray,
+        "_period": np.ndarray,
+        "_clock": _Clock,
+    }
+
     def __init__(self, rule: HotPixels, size: Size) -> None:
         self._width = size[0]
         self._period_us = rule.period_us
@@ -153,7 +187,9 @@ class HotPixelFilter:
         self._period[pixels] = period
 
 
-class BackgroundActivityFilter:
+class BackgroundActivityFilter(Remembers):
+    MEMORY: ClassVar[dict[str, Any]] = {"_last": np.ndarray, "_clock": _Clock}
+
     def __init__(self, rule: BackgroundActivity, size: Size) -> None:
         self._width, self._height = size
         self._support_us = rule.support_us
@@ -200,7 +236,9 @@ class BackgroundActivityFilter:
         return events[kept]
 
 
-class RefractoryFilter:
+class RefractoryFilter(Remembers):
+    MEMORY: ClassVar[dict[str, Any]] = {"_last": np.ndarray, "_clock": _Clock}
+
     def __init__(self, rule: Refractory, size: Size) -> None:
         self._width, self._height = size
         self._period_us = rule.period_us
@@ -249,7 +287,7 @@ class RefractoryFilter:
         return events[np.sort(order[chosen])]
 
 
-class RegionFilter:
+class RegionFilter(Remembers):
     def __init__(self, rule: Region, size: Size) -> None:
         self._left, self._top = rule.x, rule.y
         self._right, self._bottom = rule.x + rule.width, rule.y + rule.height
@@ -266,7 +304,14 @@ class RegionFilter:
         return Events(events.t, x, y, events.p)
 
 
-class RateLimitFilter:
+class RateLimitFilter(Remembers):
+    MEMORY: ClassVar[dict[str, Any]] = {
+        "_period": int,
+        "_before": int,
+        "_seen": int,
+        "_clock": _Clock,
+    }
+
     def __init__(self, rule: RateLimit, size: Size) -> None:
         self._most = rule.events_per_period
         self._period_us = rule.period_us
@@ -290,7 +335,7 @@ class RateLimitFilter:
         return events if kept.all() else events[kept]
 
 
-class DownSampleFilter:
+class DownSampleFilter(Remembers):
     def __init__(self, rule: DownSample, size: Size) -> None:
         self._factor = np.uint16(rule.factor)
 
@@ -298,7 +343,7 @@ class DownSampleFilter:
         return Events(events.t, events.x // self._factor, events.y // self._factor, events.p)
 
 
-class OrientFilter:
+class OrientFilter(Remembers):
     def __init__(self, rule: Orient, size: Size) -> None:
         self._operation = rule.operation
         self._right, self._bottom = np.uint16(size[0] - 1), np.uint16(size[1] - 1)
@@ -321,7 +366,7 @@ class OrientFilter:
         return Events(events.t, x, y, events.p)
 
 
-class InvertPolarityFilter:
+class InvertPolarityFilter(Remembers):
     def __init__(self, rule: InvertPolarity, size: Size) -> None:
         pass
 

@@ -23,11 +23,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, ClassVar
 
 import numpy as np
 
 from spiketrain.events.filters import FilterChain
 from spiketrain.events.frames import FrameGrid, on_sensor
+from spiketrain.events.memory import Memory, Remembers
 from spiketrain.events.types import Events, Float32s, Int64s
 from spiketrain.manifest import DurationWindow, EventInput, NumberWindow
 
@@ -52,12 +54,27 @@ class Window:
     frame: Float32s
 
 
-class Windows:
+class Windows(Remembers):
     """One stream's windows. Holds one frame of counts and at most MAX_HELD_BACK events.
 
     Counters: `late`, `outside`, `filtered` (events dropped) and `skipped` (empty windows not given out).
     Raises ValueError for a rule that needs the whole recording, or a sensor that does not fit the frame.
     """
+
+    MEMORY: ClassVar[dict[str, Any]] = {
+        "late": int,
+        "outside": int,
+        "skipped": int,
+        "_begun": bool,
+        "_now": int,
+        "_start": int,
+        "_index": int,
+        "_silence": int,
+        "_events": int,
+        "_counts": np.ndarray | None,
+        "_held": Events,
+        "_filters": FilterChain,
+    }
 
     def __init__(
         self,
@@ -105,6 +122,14 @@ class Windows:
         self._events = 0
         self._counts: Int64s | None = None
         self._held = Events.empty()
+
+    def remember(self, memory: Memory) -> None:
+        super().remember(memory)
+        counts = self._counts
+        if counts is not None and (counts.dtype, counts.shape) != (np.int64, (self._grid.cells,)):
+            raise ValueError(f"memory: counts are {counts.dtype} {counts.shape}")
+        if on_sensor(self._held, self._sensor) is not None:
+            raise ValueError("memory: events that wait are outside the sensor")
 
     def feed(self, events: Events) -> list[Window]:
         """The windows that these events close. Raises ValueError, with nothing changed, for a time beyond MAX_TIME."""

@@ -14,7 +14,7 @@ them to 64 bits, and adds the base time of the message that they are completed b
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from spiketrain.events.formats.clock import Clock
 from spiketrain.events.formats.decoder import RecordDecoder
 from spiketrain.events.formats.evt2 import Evt2Decoder
 from spiketrain.events.formats.evt3 import Evt3Decoder
+from spiketrain.events.memory import Memory, Remembers, expect
 from spiketrain.events.types import Events
 
 MAX_SPAN_US = (1 << 32) - 1
@@ -94,6 +95,7 @@ def encode(encoding: Encoding, events: Events) -> tuple[bytes, int]:
 class _Aedat3Words(RecordDecoder):
     title = "AEDAT 3.1 events"
     dtype = WORDS
+    MEMORY: ClassVar[dict[str, Any]] = RecordDecoder.MEMORY | {"_clock": Clock}
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,8 +116,14 @@ _PIECE = 1 << 16
 _MAX_BASE_US = 1 << 61
 
 
-class _Camera:
+class _Camera(Remembers):
     """The words of one encoding in one stream."""
+
+    MEMORY: ClassVar[dict[str, Any]] = {
+        "_words": RecordDecoder,
+        "_last_us": int | None,
+        "_shift_us": int | None,
+    }
 
     def __init__(self, encoding: Encoding) -> None:
         self._make, self._wrap_us = _DECODERS[encoding]
@@ -141,7 +149,7 @@ class _Camera:
         self._shift_us = 0 if self._last_us is None else None
 
 
-class Decoder:
+class Decoder(Remembers):
     """The messages of one stream to events, with what the encodings remember from one message to the next.
 
     A new connection is a new stream and gets a new decoder.
@@ -149,6 +157,15 @@ class Decoder:
 
     def __init__(self) -> None:
         self._cameras: dict[Encoding, _Camera] = {}
+
+    def memory(self) -> Memory:
+        return {str(encoding): camera.memory() for encoding, camera in self._cameras.items()}
+
+    def remember(self, memory: Memory) -> None:
+        expect(memory, set(memory) & {str(each) for each in _DECODERS})
+        self._cameras = {Encoding(name): _Camera(Encoding(name)) for name in memory}
+        for encoding, camera in self._cameras.items():
+            camera.remember(memory[encoding])
 
     def feed(
         self, encoding: Encoding, payload: bytes, base_us: int = 0, max_events: int | None = None

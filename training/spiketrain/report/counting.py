@@ -1,14 +1,14 @@
 """How many synaptic operations a run causes, by layer and by sample, for every network.
 
 Where each spike of a neuron always causes the same number (`spiketrain.energy.fan_out`), that number is used. Where it
-does not, as behind a maximum pooling, what arrives at each layer of weights is counted during the run: a value of n
-counts as n spikes.
+does not, what arrives at each layer of weights is counted during the run: a value of n counts as n spikes. So it is
+behind a maximum pooling, for which `fan_out` gives an upper bound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -27,10 +27,10 @@ class OperationCounter:
     def __init__(self, network: Network) -> None:
         self.network = network
         self._encoder, self._others = _modules(network)
-        try:
-            self._reach: Mapping[str, Tensor] | None = fan_out(network)
-        except ValueError:
-            self._reach = None
+        self._reach: Mapping[str, Tensor] | None = None
+        if not any(isinstance(module, nn.MaxPool2d) for module in network.modules()):
+            with suppress(ValueError):  # a module that it cannot count
+                self._reach = fan_out(network)
         self.by = "into" if self._reach is None else "from"
 
     @contextmanager

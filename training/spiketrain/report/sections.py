@@ -64,7 +64,7 @@ def confusion(measured: Measured, classes: Sequence[str]) -> str:
         classes,
         [""] * size if many else classes,
         shares,
-        lambda share: f"{100 * share:.0f}" if share >= 0.005 else "",
+        lambda share: str(round(100 * share) or ""),
         lambda i, j: f"{classes[i]} as {classes[j]}: {int(counts[i, j])} of {int(of_label[i])}",
         (side, side) if many else (56, 24),
         widest=120,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spiketrain.events.memory import Remembers
 from spiketrain.events.types import Int64s
 
 
-class Clock:
+class Clock(Remembers):
     """Counts how often a counter of `bits` bits has wrapped.
 
     A fall by more than half the counter's range is a wrap, a smaller one an event out of order. A rise by more
     than half is an event from before the last wrap, unless `forward`: then it is only a long pause.
     """
+
+    MEMORY: ClassVar[dict[str, Any]] = {"_last": int | None, "_base": int}
 
     def __init__(self, bits: int, forward: bool = False) -> None:
         self._range = 1 << bits

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spiketrain.events.formats.base import EventFormatError
 from spiketrain.events.formats.source import BLOCK, Source
+from spiketrain.events.memory import Memory, Remembers
 from spiketrain.events.types import Events
 
 
@@ -29,15 +30,21 @@ class Decoder(ABC):
         """The end of the stream. Raises EventFormatError if that is in the middle of something."""
 
 
-class RecordDecoder(Decoder):
+class RecordDecoder(Decoder, Remembers):
     """Words or records of one fixed size."""
 
     title = "records"
     dtype: np.dtype[Any]
+    MEMORY: ClassVar[dict[str, Any]] = {"_rest": bytes, "_fed": int}
 
     def __init__(self) -> None:
         self._rest = b""
         self._fed = 0
+
+    def remember(self, memory: Memory) -> None:
+        super().remember(memory)
+        if len(self._rest) >= self.dtype.itemsize:
+            raise ValueError(f"memory: {len(self._rest)} bytes are no part of a record")
 
     def feed(self, data: bytes) -> Events:
         self._fed += len(data)

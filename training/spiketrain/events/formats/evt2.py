@@ -9,7 +9,7 @@ Events before the first TIME_HIGH have no known time and are left out.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from spiketrain.events.formats.decoder import RecordDecoder, decoded
 from spiketrain.events.formats.header import prophesee_header, take_prophesee_header
 from spiketrain.events.formats.source import Source
 from spiketrain.events.formats.writing import checked_times, header_lines
+from spiketrain.events.memory import Remembers
 from spiketrain.events.types import Events, Int64s
 
 TIME_HIGH = 8
@@ -28,8 +29,10 @@ HIGH_BITS = 28
 TIME_BITS = LOW_BITS + HIGH_BITS
 
 
-class HighTime:
+class HighTime(Remembers):
     """The upper bits of the time, which hold from one TIME_HIGH word to the next."""
+
+    MEMORY: ClassVar[dict[str, Any]] = {"_clock": Clock, "_base": int | None}
 
     def __init__(self) -> None:
         self._clock = Clock(HIGH_BITS)
@@ -55,6 +58,7 @@ class HighTime:
 class Evt2Decoder(RecordDecoder):
     title = "EVT 2.0 words"
     dtype = np.dtype("<u4")
+    MEMORY: ClassVar[dict[str, Any]] = RecordDecoder.MEMORY | {"_high": HighTime}
 
     def __init__(self) -> None:
         super().__init__()

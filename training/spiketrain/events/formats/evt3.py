@@ -16,7 +16,7 @@ of a stream that was joined in the middle, are left out, and so are those that a
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,14 @@ class Evt3Decoder(RecordDecoder):
     title = "EVT 3.0 words"
     dtype = np.dtype("<u2")
     block = 1 << 16
+    MEMORY: ClassVar[dict[str, Any]] = RecordDecoder.MEMORY | {
+        "_clock": Clock,
+        "_high": int,
+        "_time": int,
+        "_y": int,
+        "_base": int,
+        "_base_polarity": int,
+    }
 
     def __init__(self) -> None:
         super().__init__()
