@@ -3,8 +3,8 @@
 Every sample of a checkpoint's test set goes through the reference executor, which is plain torch in float32, and through the
 CPU executor in each precision, through the calls that the scheduler makes, all timesteps. For each there is the accuracy; the
 share of samples in the same class as the reference's (agreement); and by layer, how far its spike counts are from the
-reference's: the sum over samples of |count - reference's count|, over the sum of the reference's counts. Samples a second are
-those of the same run, so their ratios hold even on a machine that did other things meanwhile.
+reference's: the sum over samples of |count - reference's count|, over the sum of the reference's counts. Speeds count the
+processor's time, and their ratios hold even on a machine that did other things meanwhile.
 
     python benchmarks/agreement.py --model FILE --data FOLDER            all bundled models unless --model is given
 """
@@ -52,14 +52,14 @@ class Answers:
         constant = x.dim() == len(self._network.input_shape) + 1
         count, steps = (len(x), self._network.timesteps) if constant else (x.shape[1], len(x))
         logits, spikes = torch.zeros(()), torch.zeros(())
-        began = time.perf_counter()
+        began = time.process_time()
         for slot in range(count):
             self.executor.admit(slot, Sample(x[slot], steps) if constant else Sample())
         for t in range(steps):
             frames = None if constant else Frames(tuple(range(count)), x[t])
             result = self.executor.step(range(count), frames)
             logits, spikes = logits + result.logits, spikes + result.spikes
-        self.seconds += time.perf_counter() - began
+        self.seconds += time.process_time() - began
         self._logits.append(logits)
         self._spikes.append(spikes)
 

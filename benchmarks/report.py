@@ -187,7 +187,7 @@ def agreement(result: Result) -> str:
                 f"{100 * row['accuracy']:.2f}",
                 f"{100 * row['agreement']:.2f}",
                 f"{sum(off) / len(off):.4f}, {max(off):.4f}",
-                f"{row['samples_per_second'] / base[row['model']]:.2f}",
+                f"{speed / base[row['model']]:.2f}" if (speed := row["samples_per_second"]) else "",
             ]
         )
     return table(titles, lines)

@@ -36,6 +36,7 @@ from spikeserve.rest import create_app
 from spikeserve.rest.access import AdminPort
 from spikeserve.rest.connections import ImpatientProtocol
 from spikeserve.settings import Settings
+from spikeserve.snapshots import StoreSettingError
 from spikeserve.sources import SourceError, Sources, with_sources
 from spikeserve.streams import Streams
 from spikeserve.tls import TlsError, context_of, credentials_of
@@ -71,7 +72,7 @@ class Server:
         self.sources = Sources(settings, self.repository.refresh, self.metrics.source_fetched)
         self.spans = _spans(settings)
         self.classifier = Classifier(self.repository, self.metrics, settings, self.spans)
-        self.streams = Streams(self.repository, self.metrics, settings)
+        self.streams = _streams(self.repository, self.metrics, settings)
         self.tracer = Tracer(self.repository, settings)
         self.gate = _gate(settings)
         self.inference = Inference(self.repository, self.classifier, self.streams, self.gate)
@@ -162,7 +163,9 @@ class Server:
             await asyncio.sleep(self._settings.shutdown_delay_seconds)
             # Calls that reach gRPC in the moment in which it stops are cancelled without a word; here they are told.
             self.gate.close()
-            await asyncio.sleep(_REFUSAL_SECONDS)
+            if self.gate.busy:
+                await asyncio.sleep(_REFUSAL_SECONDS)
+            self.streams.drain()
         grace = self._settings.drain_seconds
         self._http.should_exit = True
         if self._admin is not None:
@@ -279,6 +282,13 @@ def _gate(settings: Settings) -> Gate:
     try:
         return Gate(settings)
     except KeysError as error:
+        raise StartError(str(error)) from None
+
+
+def _streams(repository: Repository, metrics: Metrics, settings: Settings) -> Streams:
+    try:
+        return Streams(repository, metrics, settings)
+    except StoreSettingError as error:
         raise StartError(str(error)) from None
 
 

@@ -79,6 +79,11 @@ class Metrics:
         self.parked_streams = self._gauge(
             "parked_streams", "Event streams without a connection that may be resumed.", ()
         )
+        self.snapshots = self._counter(
+            "snapshots",
+            "Streams kept for another server, by outcome (saved, resumed, refused, failed).",
+            ("outcome",),
+        )
         self.restarts = self._counter("engine_restarts", "Crashes of the engine.", _MODEL)
         self.operations = self._counter(
             "synaptic_operations", "Weights added because of spikes.", _MODEL

@@ -165,6 +165,17 @@ class Settings(BaseSettings):
     max_parked_streams: int = Field(256, ge=0)
     """Streams kept for clients that may come back, at most; beyond it the one that waited longest is given up."""
 
+    snapshots: str | None = None
+    """Where the state of a stream is kept as well when its connection breaks, and when the server is told to stop, for
+    another server with the same setting and the same model to go on with: a folder, or redis://HOST:PORT/NUMBER
+    (rediss://, unix://), which needs the extra `redis`. Unless given, a stream ends with its server."""
+
+    snapshot_seconds: float = Field(600.0, gt=0, allow_inf_nan=False)
+    """How long such a state is kept."""
+
+    max_snapshots: int = Field(1024, ge=1)
+    """States of streams that are kept, at most, by all servers of one folder or Redis; beyond it the oldest is removed."""
+
     max_kept_answers: int = Field(1024, ge=1)
     """Answers of a stream kept until its client has said that they arrived, at most, to be sent again when it resumes."""
 

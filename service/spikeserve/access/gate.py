@@ -88,6 +88,11 @@ class Gate:
         """Nobody is let in any more; who is in may finish."""
         self._closed = True
 
+    @property
+    def busy(self) -> bool:
+        """Whether somebody is in."""
+        return any(use.open.total() for use in self._uses.values())
+
     @contextlib.contextmanager
     def metered(self, stream: Metered) -> Generator[None]:
         """Around what feeds events to a stream of the caller. Raises ServiceError OVER_QUOTA beyond the events per second.

@@ -44,6 +44,7 @@ _BROKEN = (
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.CANCELLED,
 )
+_TOKEN_KEY = "resume-token"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 
 
@@ -51,6 +52,12 @@ def broke(error: grpc.RpcError) -> bool:
     """Whether it was the connection that failed: what the server itself refuses has a name."""
     metadata: Any = error.trailing_metadata() or ()
     return error.code() in _BROKEN and "error-type" not in dict(metadata)
+
+
+def moved(error: grpc.RpcError) -> bool:
+    """Whether the server has ended the call, and another one can go on with the stream."""
+    metadata: Any = error.trailing_metadata() or ()
+    return error.code() is grpc.StatusCode.UNAVAILABLE and _TOKEN_KEY in dict(metadata)
 
 
 class Outage:

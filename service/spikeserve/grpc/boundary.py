@@ -38,11 +38,12 @@ class Call:
     key: str | None = None
     model: str | None = None
     version: str | None = None
+    told: tuple[tuple[str, str], ...] = ()
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What the client is told of it."""
-        return ("x-request-id", self.request_id), ("traceparent", self.trace.header)
+        """What the client is told of it; `told` is what else there is to say."""
+        return ("x-request-id", self.request_id), ("traceparent", self.trace.header), *self.told
 
     def answered_by(self, model: str, version: str) -> None:
         self.model, self.version = model, version

@@ -19,7 +19,8 @@ from spikeserve.grpc import convert
 from spikeserve.grpc.boundary import Context, Unreadable, current_call, unreadable
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.settings import Settings
-from spikeserve.streams import Packet, Session, StreamOptions, Streams, WindowAnswer
+from spikeserve.streams import Packet, Session, Streams, WindowAnswer
+from spikeserve.streams.terms import shutting_down
 from spiketrain.events import wire
 
 
@@ -30,6 +31,10 @@ class _TakenOverError(ServiceError):
         super().__init__(
             ErrorKind.CANCELLED, "the stream was resumed by another connection, and goes on there"
         )
+
+
+class _LeavingError(Exception):
+    """The server is told to stop, and another one can go on with the stream."""
 
 
 async def serve_events(streams: Streams, settings: Settings, gate: Gate, context: Context) -> None:
@@ -44,16 +49,18 @@ async def serve_events(streams: Streams, settings: Settings, gate: Gate, context
             f"nothing came for {settings.stream_idle_seconds:g} s after the call: send `open` first",
         ) from None
     if opening.give_up:
-        streams.parking.forget(streams.parking.find(opening.resume_token))
+        await streams.give_up(opening.resume_token)
         return
     session, resumed = await _session(streams, settings, opening)
     model = session.stream.model
     current_call.get().answered_by(model.name, model.version)
     conversation = _Conversation(session, gate, context)
     try:
-        await conversation.run(opening, resumed, streams.parking.seconds)
+        await conversation.run(opening, resumed, streams.resume_seconds)
     except _TakenOverError:
         raise
+    except _LeavingError:
+        raise await _handed_over(streams, session) from None
     except ServiceError:
         streams.parking.forget(session)
         raise
@@ -69,22 +76,31 @@ async def _session(
     options = convert.stream_options(opening)
     terms = (options, convert.encoding(opening.encoding, wire.Encoding.COLUMNS_V1))
     if opening.resume_token:
-        session = streams.parking.find(opening.resume_token)
-        # A bare token is enough; what else is said must be true.
-        bare = (StreamOptions(), wire.Encoding.COLUMNS_V1)
-        if terms not in (session.terms, bare):
-            raise ServiceError(
-                ErrorKind.IMPOSSIBLE,
-                f"resume_token is of a stream of model {session.stream.model.name} that was opened on other terms: "
-                "repeat those, or send the token alone",
-            )
-        await streams.parking.claim(session)
-        return session, True
+        return await streams.resume(opening.resume_token, terms), True
     stream = await streams.open(options)
     session = Session(stream, settings, streams.workers, terms, opening.resumable)
     if opening.resumable:
         streams.parking.register(session)
     return session, False
+
+
+async def _handed_over(streams: Streams, session: Session) -> ServiceError:
+    """What the client is told: with the token in the trailing metadata where it can go on elsewhere."""
+    kept = await streams.safekeeping.save(session)
+    if not kept or session.token is None:
+        return shutting_down()
+    streams.parking.forget(session)
+    current_call.get().told = (
+        ("resume-token", session.token),
+        ("last-sequence", str(session.last_sequence)),
+        ("next-window", str(session.next_window)),
+    )
+    return ServiceError(
+        ErrorKind.UNAVAILABLE,
+        f"the server is shutting down; the stream is kept for {streams.resume_seconds:g} s: go on with its token "
+        "at another one",
+        1.0,
+    )
 
 
 def _opening(message: object) -> pb.OpenStream:
@@ -121,6 +137,7 @@ class _Conversation:
         self._session = session
         self._context = context
         self._taken_over = session.taken_over
+        self._leaving = session.leaving
         self._closed = asyncio.create_task(session.stream.wait_closed())
 
     async def run(self, opening: pb.OpenStream, resumed: bool, seconds: float) -> None:
@@ -182,16 +199,20 @@ class _Conversation:
     def _until_closed(self) -> Iterator[None]:
         """Interrupts what it is around. Waiting for each step beside the two futures would cost more than the step."""
         task = asyncio.current_task()
-        reasons: list[ServiceError] = []
+        reasons: list[ServiceError | _LeavingError] = []
 
         def interrupt(ended: asyncio.Future[Any]) -> None:
-            reason = _TakenOverError() if ended is self._taken_over else ended.result()
+            reason: ServiceError | _LeavingError | None
+            if ended is self._leaving:
+                reason = _LeavingError()
+            else:
+                reason = _TakenOverError() if ended is self._taken_over else ended.result()
             if reason is not None and not reasons and task is not None:
-                own = isinstance(reason, _TakenOverError)
+                own = isinstance(reason, _TakenOverError | _LeavingError)
                 reasons.append(reason if own else reason.again())
                 task.cancel()
 
-        ends: tuple[asyncio.Future[Any], ...] = (self._taken_over, self._closed)
+        ends: tuple[asyncio.Future[Any], ...] = (self._taken_over, self._leaving, self._closed)
         for end in ends:
             end.add_done_callback(interrupt)
         try:

@@ -12,23 +12,31 @@ from collections import deque
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
+
+from pydantic import TypeAdapter
 
 from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.settings import Settings
 from spikeserve.streams.stream import Stream, WindowAnswer
 from spikeserve.streams.terms import StreamOptions
 from spiketrain.events import wire
+from spiketrain.events.memory import Memory, Remembers, expect
 from spiketrain.events.types import Events
 
 T = TypeVar("T")
+
+Terms: TypeAlias = tuple[StreamOptions, wire.Encoding]
+_ANSWERS: TypeAdapter[list[WindowAnswer]] = TypeAdapter(list[WindowAnswer])
 
 # Larger payloads are decoded in a thread: a camera's words take a while, and the event loop has other streams too.
 _INLINE_BYTES = 1 << 17
 
 
-class PacketCount:
+class PacketCount(Remembers):
     """Numbers of packets only rise: what is left out was lost, what does not rise was sent again."""
+
+    MEMORY: ClassVar[dict[str, Any]] = {"last": int, "lost": int, "repeated": int}
 
     def __init__(self) -> None:
         self.last = 0
@@ -56,16 +64,28 @@ class Packet:
     base_us: int
 
 
-class Session:
+class Session(Remembers):
     """`terms` are what the client opened the stream with, and the encoding of packets that name none. With `resumable` a message
-    that has begun is finished even if the connection breaks, and answers are kept."""
+    that has begun is finished even if the connection breaks, and answers are kept.
+
+    `stored` says whether there is a snapshot of it, `saving` is the task that writes one, `leaving` is done when its
+    connection is to let go of it, because the server ends."""
+
+    MEMORY: ClassVar[dict[str, Any]] = {
+        "windows": int,
+        "events": int,
+        "finished": bool,
+        "_packets": PacketCount,
+        "_decoder": wire.Decoder,
+        "_given_up": int,
+    }
 
     def __init__(
         self,
         stream: Stream,
         settings: Settings,
         workers: ThreadPoolExecutor,
-        terms: tuple[StreamOptions, wire.Encoding],
+        terms: Terms,
         resumable: bool = False,
     ) -> None:
         self.stream = stream
@@ -85,6 +105,10 @@ class Session:
         self._turn = asyncio.Lock()
         self._claims = 0
         self.taken_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.stored = self.ended = False
+        self.saving: asyncio.Task[bool] | None = None
+        self.reclaiming = asyncio.Lock()
 
     @property
     def drops(self) -> tuple[int, int, int, int, int, int]:
@@ -95,6 +119,11 @@ class Session:
     def last_sequence(self) -> int:
         """The highest number of a packet taken in."""
         return self._packets.last
+
+    @property
+    def next_window(self) -> int:
+        """The first one that is not answered yet."""
+        return self.stream.next_window
 
     # What a client sends.
 
@@ -121,6 +150,24 @@ class Session:
         first = max(window, self._given_up)
         return first, [answer for answer in self._kept if answer.index >= first]
 
+    # To go on elsewhere.
+
+    async def save(self) -> Memory:
+        """All that it remembers, the stream's part too, once the message under way is taken in. Raises ServiceError where the stream was
+        closed."""
+        await self._settled()
+        stream = await self.stream.save()
+        kept = _ANSWERS.dump_python(list(self._kept), mode="json")
+        return self.memory() | {"stream": stream, "kept": kept}
+
+    def remember(self, memory: Memory) -> None:
+        """In a fresh session, what `save` gave, without the stream's part. Raises ValueError."""
+        expect(memory, (*(name.lstrip("_") for name in self.MEMORY), "kept"))
+        super().remember({name: value for name, value in memory.items() if name != "kept"})
+        self._kept.extend(_ANSWERS.validate_python(memory["kept"]))
+        if self.finished:
+            self.stream.end(None)
+
     # Whose it is.
 
     @property
@@ -141,8 +188,7 @@ class Session:
                 if not self.taken_over.done():
                     self.taken_over.set_result(None)
                 await self._free.wait()
-                if self._under_way is not None and not self._under_way.done():
-                    await asyncio.wait({self._under_way})
+                await self._settled()
                 self._free.clear()
                 self.taken_over = asyncio.get_running_loop().create_future()
         finally:
@@ -153,11 +199,16 @@ class Session:
         self._free.set()
 
     def end(self, reason: ServiceError | None) -> None:
-        """Close the stream."""
+        """Close the stream, and let go of the answers."""
+        self.ended = True
         self.stream.end(reason)
         if self._under_way is not None:
             self._under_way.cancel()
         self._kept.clear()
+
+    async def _settled(self) -> None:
+        if self._under_way is not None and not self._under_way.done():
+            await asyncio.wait({self._under_way})
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
         if not self.resumable:

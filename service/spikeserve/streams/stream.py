@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any, ClassVar
 
 import torch
 
@@ -20,6 +21,7 @@ from spikeserve.repository import LoadedModel
 from spikeserve.settings import Settings
 from spikeserve.streams.terms import StreamOptions, impossible
 from spiketrain.events.decisions import Decider, Decision
+from spiketrain.events.memory import Memory, Remembers, expect
 from spiketrain.events.types import Events
 from spiketrain.events.windows import Window, Windows
 from spiketrain.manifest import EventInput
@@ -63,9 +65,20 @@ class WindowAnswer:
     repeated_packets: int = 0
 
 
-class Stream:
+class Stream(Remembers):
     """One stream. Its calls are served in their order; once one fails with anything but TOO_LARGE or IMPOSSIBLE,
     or is cancelled, the stream is closed, because windows would be missing."""
+
+    MEMORY: ClassVar[dict[str, Any]] = {
+        "_windows": Windows,
+        "_running": RunningReadout,
+        "_finished": bool,
+        "_received": int,
+        "_accepted": int,
+        "_late": int,
+        "_outside": int,
+        "_filtered": int,
+    }
 
     def __init__(
         self,
@@ -121,6 +134,25 @@ class Stream:
         self._finished = True
         return answers
 
+    async def save(self) -> Memory:
+        """All that it remembers, after what was fed before. The stream goes on. Raises ServiceError where it was closed."""
+        async with self._turn:
+            engine = None
+            if not self._finished:
+                self._check_open()
+                engine = await asyncio.wrap_future(self._engine.save())
+            decider = None if self._decider is None else self._decider.memory()
+            return self.memory() | {"decider": decider, "engine": engine}
+
+    def remember(self, memory: Memory) -> None:
+        """In a fresh stream, what `save` gave, without the engine's part. Raises ValueError."""
+        expect(memory, (*(name.lstrip("_") for name in self.MEMORY), "decider"))
+        super().remember({name: value for name, value in memory.items() if name != "decider"})
+        if (self._decider is None) != (memory["decider"] is None):
+            raise ValueError("memory: decisions on one side only")
+        if self._decider is not None:
+            self._decider.remember(memory["decider"])
+
     async def close(self) -> None:
         """Free what the stream holds. May be called again."""
         self.end(None)
@@ -130,6 +162,10 @@ class Stream:
         """Late events, those outside of the sensor, windows skipped, and events filtered, from the stream's beginning."""
         windows = self._windows
         return windows.late, windows.outside, windows.skipped, windows.filtered
+
+    @property
+    def next_window(self) -> int:
+        return self._windows.next_index
 
     @property
     def decision(self) -> DecisionRule | None:

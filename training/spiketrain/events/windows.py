@@ -109,6 +109,11 @@ class Windows(Remembers):
     def filtered(self) -> int:
         return self._filters.dropped
 
+    @property
+    def next_index(self) -> int:
+        """Of the window in progress."""
+        return self._index
+
     def reset(self) -> None:
         """Back to before the first event, with all counters at 0."""
         self._filters.reset()
