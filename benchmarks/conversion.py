@@ -154,7 +154,7 @@ def main(
         int, typer.Option(min=1, help="Training samples to calibrate on.")
     ] = 512,
     families: Annotated[
-        list[Family] | None, typer.Option("--family", help="Ours; all unless given.")
+        list[str] | None, typer.Option("--family", help="Ours; all unless given.")
     ] = None,
     fine_tune: Annotated[
         int, typer.Option(min=0, help="Epochs of distillation from the parent.")
@@ -176,12 +176,13 @@ def main(
     models: list[dict[str, Any]] = []
     earlier = json.loads(reuse.read_text())["models"] if reuse is not None else []
     known = {model["digest"]: model["literature"] for model in earlier}
+    if unknown := set(families or ()) - set(FAMILIES):
+        raise typer.BadParameter(f"no family {', '.join(unknown)}: there are {', '.join(FAMILIES)}")
+    wanted = [family for family in FAMILIES if not families or family in families]
     for path in checkpoints or []:
         output.print(f"{path}", markup=False)
         digest = load_checkpoint(path).manifest.digest
-        models.append(
-            compare(path, data, calibration, families or FAMILIES, fine_tune, known.get(digest))
-        )
+        models.append(compare(path, data, calibration, wanted, fine_tune, known.get(digest)))
         output.print(table(models[-1:]), markup=False, soft_wrap=True)
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,7 @@ class Stream:
 
     async def paced(self, begin: float, until: float, speed: float) -> None:
         """A window every `window_us` of the camera's time, which runs `speed` times as fast, whatever is answered."""
-        count = int((until - begin) * speed / self.source.window_us * 1e6)
+        count = max(1, int((until - begin) * speed / self.source.window_us * 1e6))
         reader = asyncio.create_task(self._receive_all(count))
         for window in range(count):
             due = begin + (window + 1) * self.source.window_us / 1e6 / speed
