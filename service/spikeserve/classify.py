@@ -81,6 +81,8 @@ class Classification:
 
 
 DEFAULT_TOP_K = 5
+# Of a picture, when the executor fails. One that makes it fail itself must not do so for ever.
+_TRIES = 3
 # How long pictures wait for an engine that has crashed; longer, and their clients had better ask elsewhere.
 _RESTART_SECONDS = 5.0
 _RESTART_LOOK_SECONDS = 0.02
@@ -128,14 +130,16 @@ class Classifier:
             began = time.monotonic()
             picture = await self._decode(request.image, model)
             decode = time.monotonic() - began
-            try:
-                result = await computed()
-            except ServiceError as error:
-                if error.kind is not ErrorKind.INTERNAL and not model.engine.restarting:
-                    raise
-                # The executor failed, with all that it was at. A picture may begin anew, once.
-                await _restarted(model.engine)
-                result = await computed()
+            for left in reversed(range(_TRIES)):
+                try:
+                    result = await computed()
+                    break
+                except ServiceError as error:
+                    failed = error.kind is ErrorKind.INTERNAL or model.engine.restarting
+                    if not failed or not left:
+                        raise
+                    # The executor failed, with all that it was at and all that waited: they begin anew.
+                    await _restarted(model.engine)
         model.watch.picture(picture, result, policy is not None)
         timing = {
             "decode": decode,

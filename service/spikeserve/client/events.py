@@ -20,6 +20,7 @@ from spikeserve.client.connection import (
     KEEP_BYTES,
     Outage,
     broke,
+    moved,
     stream_id,
     with_key,
 )
@@ -152,7 +153,8 @@ class EventStream(Iterator[Window]):
             raise self._sender.failure from error
         if error is None:
             error = _Closed()
-        if not self._progress.resumable or self._cancelled.is_set() or not broke(error):
+        lost = not (broke(error) or moved(error))
+        if not self._progress.resumable or self._cancelled.is_set() or lost:
             self._sender.stop()
             raise from_rpc(error, self._target) from error
         outage = Outage(error, self._target, time.monotonic(), self._patience)

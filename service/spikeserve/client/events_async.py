@@ -182,7 +182,11 @@ class AsyncEventStream(AsyncIterator[Window]):
             if self._sender.failure is not None:
                 self.cancel()
                 raise self._sender.failure from error
-            if not self._progress.resumable or self._cancelled or not (broke(error) or moved(error)):
+            if (
+                not self._progress.resumable
+                or self._cancelled
+                or not (broke(error) or moved(error))
+            ):
                 raise from_rpc(error, self._target) from error
             loop = asyncio.get_running_loop()
             outage = Outage(error, self._target, loop.time(), self._patience)

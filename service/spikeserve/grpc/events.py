@@ -205,11 +205,13 @@ class _Conversation:
             reason: ServiceError | _LeavingError | None
             if ended is self._leaving:
                 reason = _LeavingError()
+            elif ended is self._taken_over:
+                reason = _TakenOverError()
             else:
-                reason = _TakenOverError() if ended is self._taken_over else ended.result()
+                closed: ServiceError | None = ended.result()
+                reason = None if closed is None else closed.again()
             if reason is not None and not reasons and task is not None:
-                own = isinstance(reason, _TakenOverError | _LeavingError)
-                reasons.append(reason if own else reason.again())
+                reasons.append(reason)
                 task.cancel()
 
         ends: tuple[asyncio.Future[Any], ...] = (self._taken_over, self._leaving, self._closed)

@@ -230,9 +230,9 @@ class Repository:
                 if file not in wanted:
                     self._table.note(file, "unloaded")
             if others:
-                versions = {file.version for file in wanted}
+                paths = {file.path for file in wanted}
                 for model in self._table.loaded(name):
-                    if model.version not in versions:
+                    if model.path not in paths:
                         self._tried.pop(model.path, None)
                         self._take(name, model.version)
             for file in wanted:
@@ -271,7 +271,7 @@ class Repository:
                 if holder == file.path:
                     self._table.note(file, "ready", self._faults.get(file.path))
                 return
-            if holder not in (None, file.path):
+            if holder not in (None, file.path) and holder.exists():
                 raise ValueError(f"{file.name} version {file.version} is {holder} already")
             self._tried[file.path] = now
             if holder is None:

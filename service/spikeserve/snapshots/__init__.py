@@ -1,6 +1,6 @@
 """Streams that outlive their server: their states as bytes, and where these are kept for another one to take.
 
-`form` says what a snapshot is, `folder` and `redis` keep them, and `Snapshots` is what the streams use of it.
+`form` says what a snapshot is, `folder` and `redis_store` keep them, and `Snapshots` is what the streams use of it.
 """
 
 from spikeserve.snapshots.form import ForeignError, SnapshotError, pack, unpack

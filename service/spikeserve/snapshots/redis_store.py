@@ -49,6 +49,7 @@ class RedisStore:
             with self._redis.pipeline() as pipe:
                 pipe.set(_PREFIX + name, snapshot, px=max(1, round(self._seconds * 1000)))
                 pipe.zadd(_NAMES, {name: now + self._seconds})
+                pipe.expire(_NAMES, round(self._seconds) + 1)
                 pipe.zremrangebyscore(_NAMES, "-inf", now)
                 pipe.zcard(_NAMES)
                 too_many = pipe.execute()[-1] - self._most

@@ -52,9 +52,9 @@ class Snapshots:
     def count(self, outcome: str) -> None:
         self._counter.labels(outcome).inc()
 
-    async def put(self, token: str, snapshot: Callable[[], bytes]) -> None:
-        """`snapshot` is called in a thread. Raises StoreUnavailableError."""
-        await self._call(lambda: self._store.put(_name(token), snapshot()))
+    async def put(self, token: str, snapshot: bytes) -> None:
+        """Raises StoreUnavailableError."""
+        await self._call(lambda: self._store.put(_name(token), snapshot))
         self.count("saved")
         if self._sweeping is None:
             self._sweep_later()

@@ -98,7 +98,7 @@ class Parking:
             return
         if session.finished:
             session.stream.end(None)
-        if not session.stored and (session.saving is None or session.saving.done()):
+        if session.stored is None and (session.saving is None or session.saving.done()):
             self._keep(session)
         if self._most == 0:
             self._let_go(session)

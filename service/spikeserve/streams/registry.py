@@ -96,7 +96,7 @@ class Streams:
         """Close all streams; those who wait for them are told that the server is shutting down."""
         self._closed = True
         for session in self.parking.sessions:
-            if session.free and not session.stored:
+            if session.free and session.stored is None:
                 self.safekeeping.keep(session)
         await self.safekeeping.close()
         self.parking.close()

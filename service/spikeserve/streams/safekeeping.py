@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from typing import Any
 
@@ -42,10 +43,11 @@ class Safekeeping:
         try:
             content = _content(session, await session.save())
             token = session.token
-            await self.snapshots.put(token, lambda: pack(token, content))
+            snapshot = await asyncio.to_thread(pack, token, content)
+            await self.snapshots.put(token, snapshot)
         except (ServiceError, StoreUnavailableError):
             return False
-        session.stored = True
+        session.stored = hashlib.sha256(snapshot).digest()
         return True
 
     async def reclaim(self, session: Session) -> bool:
@@ -56,14 +58,18 @@ class Safekeeping:
             if session.ended:
                 # Given up meanwhile: its snapshot stands for it.
                 return False
-            if not session.stored or self.snapshots is None or session.token is None:
+            if session.stored is None or self.snapshots is None or session.token is None:
                 return True
             try:
+                # Another server may have gone on with it, and have saved it since.
+                found = await self.snapshots.get(session.token)
+                if found is None or hashlib.sha256(found).digest() != session.stored:
+                    return False
                 ours = await self.snapshots.remove(session.token)
             except StoreUnavailableError:
                 # Then nobody else has found it there either.
                 return True
-            session.stored = False
+            session.stored = None
             return ours
 
     async def found(self, token: str) -> Memory | None:

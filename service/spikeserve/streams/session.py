@@ -68,7 +68,7 @@ class Session(Remembers):
     """`terms` are what the client opened the stream with, and the encoding of packets that name none. With `resumable` a message
     that has begun is finished even if the connection breaks, and answers are kept.
 
-    `stored` says whether there is a snapshot of it, `saving` is the task that writes one, `leaving` is done when its
+    `stored` is the digest of its snapshot, where there is one, `saving` is the task that writes one, `leaving` is done when its
     connection is to let go of it, because the server ends."""
 
     MEMORY: ClassVar[dict[str, Any]] = {
@@ -106,7 +106,8 @@ class Session(Remembers):
         self._claims = 0
         self.taken_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.stored = self.ended = False
+        self.ended = False
+        self.stored: bytes | None = None
         self.saving: asyncio.Task[bool] | None = None
         self.reclaiming = asyncio.Lock()
 

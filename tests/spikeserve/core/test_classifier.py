@@ -293,13 +293,13 @@ class FailsAt:
         return self.executor.step(slots, frames)
 
 
-@pytest.mark.parametrize("steps", [[3], [0, 9], [5, 20]])
-async def test_an_exception_in_the_executor_loses_no_picture(write, classifier_of, picture, steps):
+@pytest.mark.parametrize("step", [0, 3, 9])
+async def test_an_exception_in_the_executor_loses_no_picture(write, classifier_of, picture, step):
     write("a")
     classifier = classifier_of(executor="reference")
     engine = classifier.repository.get("a").engine
     numbers = itertools.count()
-    failing = iter(lambda: next(numbers) in steps, None)
+    failing = iter(lambda: next(numbers) == step, None)
     make = engine._make_executor
     engine._make_executor = lambda: FailsAt(make(), failing)
     engine._turns.pool.executor = FailsAt(engine._turns.pool.executor, failing)
@@ -307,7 +307,7 @@ async def test_an_exception_in_the_executor_loses_no_picture(write, classifier_o
     results = await asyncio.gather(*(classifier.classify(each) for each in asked))
     again = await asyncio.gather(*(classifier.classify(each) for each in asked))
     assert [r.predictions for r in results] == [r.predictions for r in again]
-    assert next(numbers) > max(steps)
+    assert next(numbers) > step
 
 
 async def test_an_executor_that_always_fails_is_an_error(write, classifier_of, picture, caplog):

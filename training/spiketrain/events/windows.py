@@ -131,7 +131,7 @@ class Windows(Remembers):
     def remember(self, memory: Memory) -> None:
         super().remember(memory)
         counts = self._counts
-        if counts is not None and (counts.dtype, counts.shape) != (np.int64, (self._grid.cells,)):
+        if counts is not None and (counts.dtype != np.int64 or counts.shape != (self._grid.cells,)):
             raise ValueError(f"memory: counts are {counts.dtype} {counts.shape}")
         if on_sensor(self._held, self._sensor) is not None:
             raise ValueError("memory: events that wait are outside the sensor")
