@@ -49,7 +49,7 @@ BALANCER = """
 """
 
 
-# A server that was killed resets its connections, which haproxy does not repeat; nginx does.
+# A server that was killed resets its connections, which haproxy does not repeat; nginx does, over HTTP.
 NGINX = """
     daemon off;
     pid {folder}/nginx.pid;

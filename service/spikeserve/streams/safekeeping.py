@@ -30,7 +30,8 @@ class Safekeeping:
 
     def keep(self, session: Session) -> None:
         """Begin to save a session that no connection has; `session.saving` is the task."""
-        if self.snapshots is None:
+        # One that is finished has nothing to go on with, and would take the place of another one.
+        if self.snapshots is None or session.finished:
             return
         session.saving = task = asyncio.create_task(self.save(session))
         self._tasks.add(task)

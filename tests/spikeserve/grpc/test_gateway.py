@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -145,7 +148,9 @@ async def test_pictures_go_to_the_other_server_when_one_is_stopped(
     running: Any, png: bytes
 ) -> None:
     async with running() as one:
-        async with running() as two, behind(one, two) as gateway:
+        # Long enough for the gateway to notice that it is not ready any more.
+        leaving = {"shutdown_delay_seconds": 2, "drain_seconds": 30}
+        async with running(**leaving) as two, behind(one, two) as gateway:
             statuses: list[int] = []
             some = asyncio.Event()
 
@@ -162,3 +167,84 @@ async def test_pictures_go_to_the_other_server_when_one_is_stopped(
             await two.stop()
             await asyncio.gather(*asking)
         assert statuses == [200] * 120
+
+
+async def test_streams_go_on_at_the_other_server_when_one_is_terminated(
+    running: Any, model_folder: Path, tmp_path: Path, events: Events
+) -> None:
+    """kill -TERM of the process that has half of the streams."""
+    ports = dict(zip(("http", "grpc"), _free_ports(2), strict=True))
+    store = str(tmp_path / "snapshots")
+    given = [f"SPIKESERVE_{name}_PORT={port}" for name, port in ports.items()]
+    environment = {
+        **os.environ,
+        **dict(each.split("=") for each in given),
+        "SPIKESERVE_MODELS": str(model_folder),
+        "SPIKESERVE_EXECUTOR": "reference",
+        "SPIKESERVE_TORCH_THREADS": "1",
+        "SPIKESERVE_SLOTS": "4",
+        "SPIKESERVE_SHUTDOWN_DELAY_SECONDS": "1.5",
+        "SPIKESERVE_SNAPSHOTS": store,
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "spikeserve", "serve", env=environment
+    )
+    one = SimpleNamespace(http_port=ports["http"], grpc_port=ports["grpc"])
+    try:
+        await _ready(ports["http"])
+        async with running(snapshots=store) as two, behind(one, two) as gateway:  # type: ignore[arg-type]
+            async with AsyncStreamClient(f"127.0.0.1:{two.grpc_port}") as client:
+                whole = [w async for w in client.stream(cut(events), start_us=0)]
+            go_on, all_begun = asyncio.Event(), asyncio.Event()
+            begun: set[int] = set()
+
+            async def follow(number: int) -> tuple[list[Window], int, int]:
+                async def packets() -> AsyncIterator[Events]:
+                    for i, packet in enumerate(cut(events)):
+                        if i == 4:
+                            await go_on.wait()
+                        yield packet  # type: ignore[misc]
+
+                windows: list[Window] = []
+                async with AsyncStreamClient(f"127.0.0.1:{gateway.grpc}") as client:
+                    stream = client.stream(packets(), start_us=0)
+                    async for window in stream:
+                        windows.append(window)
+                        begun.add(number)
+                        if len(begun) == STREAMS:
+                            all_begun.set()
+                return windows, stream.reconnects, stream.lost_windows
+
+            tasks = [asyncio.create_task(follow(number)) for number in range(STREAMS)]
+            async with asyncio.timeout(LONG):
+                await all_begun.wait()
+            here = len(two.streams)
+            assert 0 < here < STREAMS
+            process.terminate()
+            async with asyncio.timeout(LONG):
+                for _ in range(LONG * 20):
+                    if len(two.streams) == STREAMS:
+                        break
+                    await asyncio.sleep(0.05)
+                go_on.set()
+                results = await asyncio.gather(*tasks)
+                assert await process.wait() == 0
+            for windows, _, lost in results:
+                assert facts(windows) == facts(whole)
+                assert lost == 0
+            moved = sum(reconnects > 0 for _, reconnects, _ in results)
+            assert moved == STREAMS - here
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def _ready(port: int) -> None:
+    async with httpx.AsyncClient() as client:
+        for _ in range(LONG * 20):
+            with contextlib.suppress(httpx.TransportError):
+                if (await client.get(f"http://127.0.0.1:{port}/health/ready")).status_code == 200:
+                    return
+            await asyncio.sleep(0.05)
+    raise AssertionError("the server is not ready")

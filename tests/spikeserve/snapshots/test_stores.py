@@ -111,7 +111,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     store = FolderStore(tmp_path, 10.0, 5)
     store.put("a", b"before")
     # A device that has no room for anything.
-    monkeypatch.setattr("os.fdopen", lambda descriptor, mode: Path("/dev/full").open(mode))
+    monkeypatch.setattr("os.fdopen", lambda descriptor, mode: Path("/dev/full").open(mode))  # noqa: SIM115
     with pytest.raises(OSError, match="No space left"):
         store.put("a", b"after")
     assert [p.name for p in tmp_path.iterdir()] == ["a.snapshot"]
