@@ -57,7 +57,8 @@ def broke(error: grpc.RpcError) -> bool:
 def moved(error: grpc.RpcError) -> bool:
     """Whether the server has ended the call, and another one can go on with the stream."""
     metadata: Any = error.trailing_metadata() or ()
-    return error.code() is grpc.StatusCode.UNAVAILABLE and _TOKEN_KEY in dict(metadata)
+    # Not by the status: a gateway that removes the call at once makes another one of it.
+    return _TOKEN_KEY in dict(metadata)
 
 
 class Outage:
