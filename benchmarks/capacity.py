@@ -152,6 +152,20 @@ async def compute_seconds(port: int, concurrency: int, seconds: float) -> float:
     return float(np.median(found))
 
 
+async def ready(port: int) -> None:
+    for _ in range(600):
+        try:
+            connection = await connect(port)
+            status, _ = await connection.ask(b"GET /health/ready HTTP/1.1\r\nHost: a\r\n\r\n")
+            connection.transport.close()
+            if status == 200:
+                return
+        except OSError:
+            pass
+        await asyncio.sleep(0.2)
+    raise SystemExit("capacity: the server is not ready")
+
+
 def calibrate(port: int, seconds: float, console: Console) -> Costs:
     computing, total = [], []
     for concurrency in CONCURRENCIES:
@@ -201,6 +215,7 @@ def main() -> None:
         shutil.copy(MODEL, folder / "model.safetensors")
         ports = [free_ports() for _ in range(2)]
         with running(OURS, folder, ports[0], folder):
+            asyncio.run(ready(ports[0]))
             costs = calibrate(ports[0], given.seconds / 3, console)
             console.print({key: f"{1e3 * value:.4f} ms" for key, value in costs._asdict().items()})
             with running(OURS, folder, ports[1], folder):
@@ -214,6 +229,7 @@ def main() -> None:
                 }  # fmt: skip
                 balancer = subprocess.Popen([haproxy, "-db", "-f", str(GATEWAY)], env=variables)
                 try:
+                    asyncio.run(ready(ports[1]))
                     time.sleep(2)
                     most = asyncio.run(closed(http, 16, given.seconds))["requests_per_second"]
                     for share in SHARES:
