@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,11 +27,15 @@ _DIVERGED = 1e6
 
 @dataclass(frozen=True)
 class Solver:
-    """`iterations` at most; it stops below `tolerance` times the root of the number of unknowns."""
+    """`iterations` at most; it stops below `tolerance` times the root of the number of unknowns.
+
+    Or below `relative` times the first residual: products of few digits lead no nearer.
+    """
 
     kind: Literal["broyden", "iteration"] = "broyden"
     iterations: int = 30
     tolerance: float = 2e-10
+    relative: float = 0.0
 
     def solve(self, g: Function, start: Tensor) -> Tensor:
         """A root of g near `start` [N, ...]: the best that was met, by the residual of the whole batch."""
@@ -42,7 +46,12 @@ def at_equilibrium(f: Function, a: Tensor, solver: Solver) -> Tensor:
     """The equilibrium `a`, with its implicit gradient with respect to everything that f depends on.
 
     `f` must be differentiable at `a` [N, ...], which is the equilibrium found by whatever means, without a graph.
+    Under autocast the solver stops at the precision of its products.
     """
+    device = a.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        digits = torch.finfo(torch.get_autocast_dtype(device)).eps
+        solver = replace(solver, relative=max(solver.relative, digits))
     at = a.detach().requires_grad_()
     value = f(at)
 
@@ -67,9 +76,11 @@ def at_equilibrium(f: Function, a: Tensor, solver: Solver) -> Tensor:
 def _iterate(g: Function, q: Tensor, solver: Solver) -> Tensor:
     limit = solver.tolerance * math.sqrt(q.numel())
     best, lowest = q, math.inf
-    for _ in range(solver.iterations):
+    for k in range(solver.iterations):
         residual = g(q)
         norm = residual.norm().item()
+        if not k:
+            limit = max(limit, solver.relative * norm)
         if norm < lowest:
             best, lowest = q, norm
         if norm < limit:
@@ -90,10 +101,11 @@ def _broyden(g: Function, start: Tensor, solver: Solver) -> Tensor:
     r = residual_at(x)
     best, lowest = x, r.norm().item()
     first = lowest
-    left: list[Tensor] = []
-    right: list[Tensor] = []
+    limit = max(limit, solver.relative * first)
+    size = (len(x), solver.iterations, x.shape[1])
+    left, right = x.new_empty(size), x.new_empty(size)
     step = r
-    for _ in range(solver.iterations):
+    for k in range(solver.iterations):
         if lowest < limit:
             break
         x = x + step
@@ -104,22 +116,21 @@ def _broyden(g: Function, start: Tensor, solver: Solver) -> Tensor:
         if not norm < _DIVERGED * max(first, limit):
             break
         change, r = new - r, new
-        right_one = _times_inverse(right, left, step)
-        denominator = (right_one * change).sum(1, keepdim=True)
-        left_one = (step - _times_inverse(left, right, change)) / denominator
+        right[:, k] = _times_inverse(right[:, :k], left[:, :k], step)
+        denominator = (right[:, k] * change).sum(1, keepdim=True)
+        left_one = (step - _times_inverse(left[:, :k], right[:, :k], change)) / denominator
         # A sample that has arrived divides nothing by nothing: its inverse stays as it is.
-        left.append(torch.where(denominator == 0, 0.0, left_one))
-        right.append(right_one)
-        step = -_times_inverse(left, right, r)
+        left[:, k] = torch.where(denominator == 0, 0.0, left_one)
+        step = -_times_inverse(left[:, : k + 1], right[:, : k + 1], r)
     return best.view(shape)
 
 
-def _times_inverse(left: list[Tensor], right: list[Tensor], x: Tensor) -> Tensor:
-    """(-I + sum of left right^T) x; with left and right exchanged, its transpose."""
-    result = -x
-    for u, v in zip(left, right, strict=True):
-        result = result + u * (v * x).sum(1, keepdim=True)
-    return result
+def _times_inverse(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
+    """(-I + sum over k of left[:, k] right[:, k]^T) x; with left and right exchanged, its transpose."""
+    if not left.shape[1]:
+        return -x
+    along = torch.bmm(right, x.unsqueeze(2)).transpose(1, 2)
+    return torch.baddbmm(x.unsqueeze(1), along, left, beta=-1).squeeze(1)
 
 
 __all__ = ["Function", "Solver", "at_equilibrium"]

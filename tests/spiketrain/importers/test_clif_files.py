@@ -111,9 +111,12 @@ class VGG(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, kind: str, inputs: int, outputs: int) -> None:
+    def __init__(
+        self, kind: str, inputs: int, outputs: int, kernel: int = 3, stride: int = 1
+    ) -> None:
         super().__init__()
-        self.fwd = nn.Sequential(nn.Conv2d(inputs, outputs, 3, 1, 1), nn.BatchNorm2d(outputs))
+        convolution = nn.Conv2d(inputs, outputs, kernel, stride, 1)
+        self.fwd = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
         self.act = Node(kind)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,6 +144,26 @@ class VGGSNN(nn.Module):
         return y
 
 
+class FiveLayers(nn.Module):
+    """`plan`: channels, kernel and stride, or "M" for the one pooling."""
+
+    def __init__(self, kind: str, plan: Any, channels: int, classes: int) -> None:
+        super().__init__()
+        pool = nn.Sequential(nn.AvgPool2d(2))
+        modules: list[nn.Module] = []
+        for entry in plan:
+            modules.append(pool if entry == "M" else Layer(kind, channels, *entry))
+            channels = channels if entry == "M" else entry[0]
+        self.features = nn.Sequential(*modules)
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.classifier(self.features(x).flatten(1))
+        return y
+
+
+SNN5 = ((16, 3), (64, 5), "M", (128, 5), "M", (256, 5), "M", (512, 3), "M")
+NO_AP = ((16, 3), (64, 5, 2), (128, 5, 2), (256, 5, 4), (256, 3, 2))
 SNN = ((64, 128), (256, 256), (512, 512), (512, 512))
 VGG11 = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 VGG13 = ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512))
@@ -211,6 +234,8 @@ def test_a_resnet_with_what_its_folder_says(
         (VGG, VGG11, "spiking-vgg11", (2, 48, 48)),
         (VGG, VGG13, "spiking-vgg13", (3, 32, 32)),
         (VGGSNN, SNN, "vggsnn", (2, 16, 16)),
+        (FiveLayers, SNN5, "snn5", (3, 32, 32)),
+        (FiveLayers, NO_AP, "snn5-strided", (3, 32, 32)),
     ],
 )
 def test_a_vgg_with_what_the_caller_says(
@@ -218,7 +243,7 @@ def test_a_vgg_with_what_the_caller_says(
 ) -> None:
     torch.manual_seed(0)
     network = make("CLIF", plan, shape[0], 20)
-    x = torch.randn(2, 1, *shape)
+    x = torch.randn(2, 2, *shape)
     settle(network, lambda: run(network, x))
     content = {"net": network.state_dict(), "epoch": 0, "max_test_acc": 0.0}
     network.double()

@@ -116,6 +116,27 @@ def test_spikes_approach_the_equilibrium(keep: float) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
+def test_autocast_gives_the_gradient_to_its_precision(name: str) -> None:
+    network = small(name).float()
+    encoded = network.encode(pictures(network, 16).float()).detach()
+    with torch.no_grad():
+        a = solved(network, encoded)
+    weights = torch.randn(a.shape, generator=torch.Generator().manual_seed(2))
+    gradients: list[Tensor] = []
+    for enabled in (False, True):
+        parameters = list(network.feedback.parameters()) + list(network.units.parameters())
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            at = at_equilibrium(lambda z: network.equilibrium(z, encoded), a, Solver())
+        assert at.dtype == torch.float32
+        found = torch.autograd.grad((at * weights).sum(), parameters)
+        assert all(gradient.dtype == torch.float32 for gradient in found)
+        gradients.append(torch.cat([gradient.flatten() for gradient in found]))
+    exact, rounded = gradients
+    # Rounding also decides for some neurons whether they are saturated, which passes nothing on.
+    assert (exact - rounded).norm() < 0.2 * exact.norm()
+
+
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("kind", ["broyden", "iteration"])
 def test_the_gradient_is_that_of_the_unrolled_equilibrium(name: str, kind: Any) -> None:
     network = small(name)

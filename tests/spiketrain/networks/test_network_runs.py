@@ -28,6 +28,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "spiking-vgg13": {"input_shape": (3, 32, 32), "classes": 20},
     "spiking-vgg9": {"input_shape": (2, 32, 32)},
     "vggsnn": {"input_shape": (2, 16, 16)},
+    "snn5": {"input_shape": (3, 32, 32)},
+    "snn5-strided": {"input_shape": (3, 32, 32)},
     "tdbn-cifarnet": {"input_shape": (3, 8, 8)},
     "tdbn-resnet18": {"input_shape": (3, 8, 8)},
     "tdbn-resnet19": {"input_shape": (3, 8, 8), "classes": 60},

@@ -30,6 +30,8 @@ COUNTS = [
     ("spiking-vgg11", {"classes": 11, "input_shape": (2, 128, 128)}, 9_501_387, 8),
     ("spiking-vgg13", {"classes": 200, "input_shape": (3, 64, 64)}, 14_428_680, 10),
     ("sew-7b-wide", {}, 1_236_298 - GLIF_OF_7B, 16),
+    ("snn5", {}, 2_237_738, 5),
+    ("snn5-strided", {}, 1_644_586, 5),
 ]
 # With PLIF's one parameter a layer, as the PLIF repository has them.
 PLIF_COUNTS = [

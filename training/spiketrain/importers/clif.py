@@ -2,24 +2,51 @@
 
 ResNets: conv1, layer{1-4}.{i}.{bn1,conv1,bn2,conv2,shortcut}, bn1, linear; their neurons are called relu1 and relu2.
 VGGs: layer{k} is a sequence of conv, batch norm, neuron and dropout, four indices each, and a pooling at the end;
-classifier.1 is the linear layer. VGGSNN: features.{i}.fwd is conv and batch norm, act the neuron; classifier. LIF, CLIF and ILIF have no tensors, so a file fits each of them and does not say which
-it was; PLIF has one scalar a layer, w.
+classifier.1 is the linear layer. VGGSNN and the networks of five layers: features.{i}.fwd is conv and batch norm, act the neuron; classifier.
+LIF, CLIF and ILIF have no tensors, so a file fits each of them and does not say which it was; PLIF has one scalar a
+layer, w.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from spiketrain.convert.graph_builder import ForeignModelError
 from spiketrain.importers.moving import Layout, Moving
 from spiketrain.importers.said import Said, needed
-from spiketrain.networks.vgg import VGG9, VGG11, VGG13, VGGSNN
+from spiketrain.networks.snn5 import SNN5, SNN5_STRIDED, Layer
+from spiketrain.networks.vgg import VGG9, VGG11, VGG13, VGGSNN, Plan
 from spiketrain.neurons import AnyNeuronConfig, CLIFConfig, ILIFConfig, LIFConfig, PLIFConfig
 
 _RESNETS = {(2, 2, 2, 2): "spiking-resnet18", (3, 4, 6, 3): "spiking-resnet34"}
 _VGGS = {VGG9: "spiking-vgg9", VGG11: "spiking-vgg11", VGG13: "spiking-vgg13"}
 _POOLED = 7 * 7
+
+
+def _places(plan: Plan) -> dict[str, int]:
+    """The units of a VGG's plan, with their channels."""
+    return {
+        f"layer{stage}.{i}": width
+        for stage, widths in enumerate(plan, 1)
+        for i, width in enumerate(widths)
+        if isinstance(width, int)
+    }
+
+
+def _five(layers: Sequence[Layer]) -> dict[str, int]:
+    return {f"layers.{i}": layer.channels for i, layer in enumerate(layers)}
+
+
+# Which network has layers of these channels, and where they are in it.
+_FEATURES = {
+    tuple(units.values()): (network, tuple(units))
+    for network, units in (
+        ("vggsnn", _places(VGGSNN)),
+        ("snn5", _five(SNN5)),
+        ("snn5-strided", _five(SNN5_STRIDED)),
+    )
+}
 
 
 def layout(moving: Moving, said: Said) -> Layout:
@@ -33,7 +60,7 @@ def layout(moving: Moving, said: Said) -> Layout:
 
 def _kind(moving: Moving) -> Callable[[Moving, bool], tuple[str, dict[str, Any]]]:
     if "features.0.fwd.0.weight" in moving:
-        return _vggsnn
+        return _features
     return _vgg if "classifier.1.weight" in moving else _resnet
 
 
@@ -121,23 +148,19 @@ def _vgg(moving: Moving, learned: bool) -> tuple[str, dict[str, Any]]:
     return _VGGS[tuple(plan)], {"classes": len(classifier)}
 
 
-def _vggsnn(moving: Moving, learned: bool) -> tuple[str, dict[str, Any]]:
+def _features(moving: Moving, learned: bool) -> tuple[str, dict[str, Any]]:
     layers = moving.indices(r"features\.(\d+)\.fwd\.0\.weight$")
-    places = [
-        (f"layer{stage}.{i}", width)
-        for stage, widths in enumerate(VGGSNN, 1)
-        for i, width in enumerate(widths)
-        if width != "M"
-    ]
-    widths = [len(moving.left[f"features.{i}.fwd.0.weight"]) for i in layers]
-    if widths != [width for _, width in places]:
+    widths = tuple(len(moving.left[f"features.{i}.fwd.0.weight"]) for i in layers)
+    if widths not in _FEATURES:
         raise ForeignModelError(
-            f"{moving.source}: layers of {', '.join(map(str, widths))} channels: of these networks only VGGSNN is known"
+            f"{moving.source}: layers of {', '.join(map(str, widths))} channels: of these networks only VGGSNN, snn5 "
+            "and snn5_noAP are known"
         )
-    for layer, (unit, _) in zip(layers, places, strict=True):
+    network, units = _FEATURES[widths]
+    for layer, unit in zip(layers, units, strict=True):
         moving.weights(f"features.{layer}.fwd.0", f"{unit}.conv", bias=True)
         moving.norm(f"features.{layer}.fwd.1", f"{unit}.bn")
         if learned:
             moving.move(f"features.{layer}.act.w", f"{unit}.neuron.w")
     classes = len(moving.weights("classifier", "linear", bias=True))
-    return "vggsnn", {"classes": classes}
+    return network, {"classes": classes}

@@ -26,6 +26,7 @@ from spiketrain.networks.plif import PlifNet
 from spiketrain.networks.resnet import SpikingResNet
 from spiketrain.networks.sew import WideNet7B
 from spiketrain.networks.small import SmallConv
+from spiketrain.networks.snn5 import SNN5_STRIDED, FiveLayers
 from spiketrain.networks.tdbn import MsResNet, TdbnCifarNet, TdbnResNet
 from spiketrain.networks.vgg import VGG9, VGG11, VGG13, VGGSNN, SpikingVGG
 from spiketrain.neurons import NeuronConfig
@@ -59,6 +60,8 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     ),
     "sew-7b-wide": WideNet7B,
     "small-conv": SmallConv,
+    "snn5": FiveLayers,
+    "snn5-strided": functools.partial(FiveLayers, layers=SNN5_STRIDED),
     "spiking-resnet18": functools.partial(SpikingResNet, blocks=(2, 2, 2, 2)),
     "spiking-resnet34": functools.partial(SpikingResNet, blocks=(3, 4, 6, 3)),
     "spiking-vgg9": functools.partial(SpikingVGG, plan=VGG9),

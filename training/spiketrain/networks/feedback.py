@@ -55,7 +55,8 @@ class _Spectral(nn.Module):
         self.u.copy_(nn.functional.normalize(matrix @ self.v, dim=0))
 
     def forward(self, weight: Tensor) -> Tensor:
-        norm = torch.dot(self.u, weight.flatten(1) @ self.v)
+        # Not as products, which autocast rounds: the gain of the loop decides whether there is an equilibrium.
+        norm = (self.u * (weight.flatten(1) * self.v).sum(1)).sum()
         return weight / norm * self.gain.clamp(-1, 1)
 
 
@@ -143,11 +144,12 @@ class FeedbackNetwork(Network):
         return fire(self.average, s)
 
     def equilibrium(self, a: Tensor, x: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
-        """f(a) of the equation above, for the encoded input."""
+        """f(a) of the equation above, for the encoded input; of a's dtype, also where products are of a lower one."""
+        kind = a.dtype
         a = (_masked(self.feedback(a) + x, masks, 0) / self.threshold).clamp(0, 1)
         for i, unit in enumerate(self.units, 1):
             a = (_masked(unit(a), masks, i) / self.threshold).clamp(0, 1)
-        return a
+        return a.to(kind)
 
     def forward(self, x: Tensor, timesteps: int | None = None) -> RunOutput:
         """All timesteps. In training mode logits are [1, N, classes], of the equilibrium, and differentiable."""
