@@ -21,7 +21,7 @@ from spiketrain.manifest import Manifest
 from spiketrain.plan import plan_of
 from spiketrain.recipe import bundled_recipes, load_recipe
 from spiketrain.train import Progress as Step
-from spiketrain.train import Run
+from spiketrain.train import Run, training_device
 
 output = Console(emoji=False)
 messages = Console(stderr=True, emoji=False)
@@ -110,6 +110,9 @@ def evaluate_checkpoint(
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
     data: DataFolder = None,
     threads: Threads = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1 ...; auto is a GPU where there is one.")
+    ] = "auto",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures to this file.")
     ] = None,
@@ -120,11 +123,12 @@ def evaluate_checkpoint(
     """Accuracy by timestep and firing rates of a checkpoint on held-out data."""
     if threads:
         torch.set_num_threads(threads)
+    place = training_device(device, "--device")
     loaded = load_checkpoint(checkpoint)
     dataset = training_data(loaded.manifest, data, timesteps)
     result = evaluate(
-        loaded.network(),
-        dataset.batches(split, batch_size),
+        loaded.network().to(place),
+        dataset.batches(split, batch_size, device=place),
         timesteps if loaded.manifest.input.kind == "image" else None,
     )
     _show(loaded.manifest, dataset, split, result)

@@ -126,6 +126,26 @@ def test_fused_is_plain(name: str, surrogate: str) -> None:
 
 
 @pytest.mark.usefixtures("fused_only")
+@pytest.mark.parametrize("name", NEURONS)
+def test_bfloat16_is_float32_rounded_where_it_is_read_and_written(name: str) -> None:
+    neuron = NEURONS[name](Rectangle())
+    x = currents(11, 3, 5, 9, 8).bfloat16()
+    x[0, 0, 0, 0, 0], x[1, 0, 0, 0, 1] = torch.inf, torch.nan
+    state = neuron.initial_state(x[0].float())
+    state = floating(state, lambda value: 0.5 * like([value], 2)[0])
+
+    def widened(neuron: Any, x: Tensor, state: Any) -> Any:
+        spikes, last = run_steps(neuron, x.float(), state)
+        return spikes.to(x.dtype), last
+
+    narrow, wide = outcome(run_steps, neuron, x, state), outcome(widened, neuron, x, state)
+    assert narrow["spikes"].dtype == torch.bfloat16
+    assert torch.equal(narrow["spikes"], wide["spikes"])
+    for part in ("last", "gradients"):
+        torch.testing.assert_close(narrow[part], wide[part], atol=0, rtol=0, equal_nan=True)
+
+
+@pytest.mark.usefixtures("fused_only")
 @pytest.mark.parametrize("name", ["lif", "clif", "ilif", "glif"])
 def test_spikes_stay_the_same_over_many_steps(name: str) -> None:
     neuron = NEURONS[name](Rectangle())

@@ -32,6 +32,8 @@ def run_steps(neuron: Any, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         and (result := gpu.run(neuron, x, state)) is not None
     ):
         return result  # type: ignore[no-any-return]
+    if fuse and x.dtype == torch.bfloat16 and (result := _on_cpu(neuron, x, state)) is not None:
+        return result
     if x.dtype in _NARROW:
         # The same current at all timesteps stays one.
         wide = x[0].float().expand(x.shape) if x.stride(0) == 0 else x.float()
@@ -39,14 +41,19 @@ def run_steps(neuron: Any, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         return spikes.to(x.dtype), last
     if state is None:
         state = neuron.initial_state(x[0])
-    if (
-        fuse
-        and _fusable(x)
-        and (cpu := _cpu()) is not None
-        and (kernel := cpu.kernel_of(neuron, x, state)) is not None
-    ):
-        return cpu.run(kernel, x)  # type: ignore[no-any-return]
+    if fuse and x.dtype == torch.float32 and (result := _on_cpu(neuron, x, state)) is not None:
+        return result
     return plain_steps(neuron, x, state)
+
+
+def _on_cpu(neuron: Any, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
+    """Currents in float32 or bfloat16 through the compiled loops; None where there are none for them."""
+    if not _fusable(x) or (cpu := _cpu()) is None:
+        return None
+    if state is None:
+        state = neuron.initial_state(torch.zeros_like(x[0], dtype=torch.float32))
+    kernel = cpu.kernel_of(neuron, x, state)
+    return None if kernel is None else cpu.run(kernel, x)
 
 
 def plain_steps(neuron: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -59,7 +66,7 @@ def plain_steps(neuron: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
 
 
 def _fusable(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() > 1 and len(x) > 0
+    return x.device.type == "cpu" and x.dim() > 1 and len(x) > 0
 
 
 def _on_gpu(x: Tensor) -> bool:

@@ -55,7 +55,7 @@ def kernel_of(neuron: Any, x: Tensor, state: Any) -> Kernel | None:
     make = _KERNELS.get(type(neuron))
     kernel = None if make is None else make(neuron, x, state)
     if kernel is None or any(
-        part.shape != x.shape[1:] or part.dtype != x.dtype for part in kernel.state
+        part.shape != x.shape[1:] or part.dtype != torch.float32 for part in kernel.state
     ):
         return None  # what does not fit is for the step to broadcast or to refuse
     return kernel
@@ -128,7 +128,11 @@ def _glif(neuron: GLIF, x: Tensor, state: GLIFState) -> Kernel | None:
     at = int(state.t[0]) if len(state.t) else 0
     if bool((state.t != at).any()):
         return None  # samples at different timesteps have different conductances
-    if x.dim() < 3 or neuron.conduct.shape[1] != x.shape[2] or neuron.conduct.dtype != x.dtype:
+    if (
+        x.dim() < 3
+        or neuron.conduct.shape[1] != x.shape[2]
+        or neuron.conduct.dtype != torch.float32
+    ):
         return None
     rows = torch.arange(at, at + len(x)).clamp(max=len(neuron.conduct) - 1)
     parameters = torch.cat(
@@ -174,7 +178,7 @@ def _order(x: Tensor) -> list[int]:
 
 
 def run(kernel: Kernel, x: Tensor) -> tuple[Tensor, Any]:
-    """Currents [T, N, C, ...] in float32 in; spikes of the same shape and the last state out."""
+    """Currents [T, N, C, ...] in float32 or bfloat16 in; spikes of the same shape and type and the last state out."""
     # Neurons do not touch each other: in whatever order they lie in memory, they are one axis.
     order = _order(x)
     back = [order.index(axis) for axis in range(1, x.dim())]
@@ -227,7 +231,7 @@ class _Run(torch.autograd.Function):
         kernel: Kernel = ctx.kernel
         if grad_spikes is None:
             grad_spikes = torch.zeros_like(x)
-        nothing = x.new_empty(0)
+        nothing = x.new_empty(0, dtype=torch.float32)
         grad_x = x.new_empty(x.shape)
         grad_state = tuple(
             torch.empty_like(value) if needed else nothing
@@ -251,13 +255,17 @@ class _Run(torch.autograd.Function):
                 *arguments, grad_parameters[part], start, stop
             ),
         )
-        learned = x.new_tensor(grad_parameters.sum(0)) if ctx.needs_input_grad[1] else None
+        learned = (
+            torch.from_numpy(grad_parameters.sum(0)).float() if ctx.needs_input_grad[1] else None
+        )
         needed = (grad if grad is not nothing else None for grad in grad_state)
         return None, learned, grad_x, *needed
 
 
 def _array(one: Tensor) -> Array:
-    array: Array = one.detach().contiguous().numpy()
+    """bfloat16, which numpy has not, as the bits of its numbers."""
+    one = one.detach().contiguous()
+    array: Array = (one.view(torch.uint16) if one.dtype == torch.bfloat16 else one).numpy()
     return array
 
 

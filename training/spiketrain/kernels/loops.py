@@ -7,7 +7,9 @@ then goes back through time.
 
 Every loop does the arithmetic of its neuron's `step` in the same order, so that spikes are the same, bit for bit.
 Arrays are float32; `x` is [T, n], or [1, n] for a current that stays the same; `spikes`, `grad_spikes` and `grad_x` are
-[T, n], states and their gradients [n]. An empty array stands for a gradient that is zero or that nobody wants.
+[T, n], states and their gradients [n]. An empty array stands for a gradient that is zero or that nobody wants. What has a
+T may also be bfloat16, whose bits are then the items of a uint16 array: it is widened and rounded where it is read and
+written, everything else is float32.
 
 All loops are in this file because the compiler's cache sees changes of the file a function is in, not of others.
 """
@@ -64,8 +66,39 @@ def _power_of_two(typing: Any, exponent: Any) -> Any:
     return types.float32(types.float32), generate
 
 
+def _widened(typing: Any, item: Any) -> Any:
+    """The value of an item: float32 as it is, uint16 as the upper half of one."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if item == types.float32:
+            return arguments[0]
+        word = context.get_value_type(types.uint32)
+        bits = builder.shl(builder.zext(arguments[0], word), word(16))
+        return builder.bitcast(bits, context.get_value_type(types.float32))
+
+    return types.float32(item), generate
+
+
+def _rounded(typing: Any, value: Any, array: Any) -> Any:
+    """A value as an item of `array`: float32 as it is, or bfloat16's bits, to nearest and ties to even, as torch rounds."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if array.dtype == types.float32:
+            return arguments[0]
+        word, half = (context.get_value_type(kind) for kind in (types.uint32, types.uint16))
+        bits = builder.bitcast(arguments[0], word)
+        odd = builder.and_(builder.lshr(bits, word(16)), word(1))
+        upper = builder.lshr(builder.add(bits, builder.add(odd, word(0x7FFF))), word(16))
+        no_number = builder.fcmp_unordered("uno", arguments[0], arguments[0])
+        return builder.select(no_number, half(0x7FC0), builder.trunc(upper, half))
+
+    return array.dtype(types.float32, array), generate
+
+
 _fma: Any = intrinsic(_fused_multiply_add)
 _exp2: Any = intrinsic(_power_of_two)
+_wide: Any = intrinsic(_widened)
+_item: Any = intrinsic(_rounded)
 
 # The exponential of torch's vector units (SLEEF's expf, one unit in the last place), so that sigmoids agree in every bit.
 _PER_LOG_2 = np.float32(1.4426950408889634)
@@ -136,16 +169,16 @@ def _lif_charge(constants: Any, decay_input: bool, x: Array, v: Array, h: Array)
     leak, keep, rest = constants[:3]
     if decay_input and rest == _ZERO:
         for i in range(h.size):
-            h[i] = v[i] + (x[i] - v[i]) * leak
+            h[i] = v[i] + (_wide(x[i]) - v[i]) * leak
     elif decay_input:
         for i in range(h.size):
-            h[i] = v[i] + (x[i] - (v[i] - rest)) * leak
+            h[i] = v[i] + (_wide(x[i]) - (v[i] - rest)) * leak
     elif rest == _ZERO:
         for i in range(h.size):
-            h[i] = v[i] * keep + x[i]
+            h[i] = v[i] * keep + _wide(x[i])
     else:
         for i in range(h.size):
-            h[i] = v[i] - (v[i] - rest) * leak + x[i]
+            h[i] = v[i] - (v[i] - rest) * leak + _wide(x[i])
 
 
 @compiled
@@ -162,7 +195,7 @@ def _lif_reset(constants: Any, hard: bool, h: Array, v: Array) -> None:
 @compiled
 def _fire(threshold: Any, cutoff: Any, h: Array, spikes: Array) -> None:
     for i in range(h.size):
-        spikes[i] = _ONE if h[i] - threshold >= cutoff else _ZERO
+        spikes[i] = _item(_ONE if h[i] - threshold >= cutoff else _ZERO, spikes)
 
 
 @compiled
@@ -201,18 +234,18 @@ def _lif_back(
     if hard:
         for i in range(gh.size):
             fired = h[i] - threshold >= cutoff
-            gs = grad_spikes[i] + through * gv[i] * (reset_value - h[i])
+            gs = _wide(grad_spikes[i]) + through * gv[i] * (reset_value - h[i])
             gh[i] = (_ZERO if fired else gv[i]) + gs * d[i]
     else:
         for i in range(gh.size):
-            gh[i] = gv[i] + (grad_spikes[i] - through * gv[i] * subtract) * d[i]
+            gh[i] = gv[i] + (_wide(grad_spikes[i]) - through * gv[i] * subtract) * d[i]
 
 
 @compiled
 def _lif_leak(decay_input: bool, rest: Any, x: Array, v: Array, gh: Array, gleak: Array) -> None:
     if decay_input:
         for i in range(gh.size):
-            gleak[i] += gh[i] * (x[i] - (v[i] - rest))
+            gleak[i] += gh[i] * (_wide(x[i]) - (v[i] - rest))
     else:
         for i in range(gh.size):
             gleak[i] -= gh[i] * (v[i] - rest)
@@ -221,7 +254,7 @@ def _lif_leak(decay_input: bool, rest: Any, x: Array, v: Array, gh: Array, gleak
 @compiled
 def _scale(factor: Any, values: Array, out: Array) -> None:
     for i in range(out.size):
-        out[i] = factor * values[i]
+        out[i] = _item(factor * values[i], out)
 
 
 @compiled
@@ -281,7 +314,7 @@ def lif_backward(
 @compiled
 def _clif_charge(keep: Any, tau: Any, x: Array, v: Array, h: Array, p: Array) -> None:
     for i in range(h.size):
-        u = keep * v[i] + x[i]
+        u = keep * v[i] + _wide(x[i])
         h[i] = u
         p[i] = _sigmoid(u / tau)
 
@@ -347,7 +380,7 @@ def _clif_back_spike(
         y = q[i]
         g = gm[i] - gv[i] * s * (y * (_ONE - y))
         gm[i] = g
-        gs[i] = grad_spikes[i] - gv[i] * (threshold + y) + g
+        gs[i] = _wide(grad_spikes[i]) - gv[i] * (threshold + y) + g
 
 
 @compiled
@@ -367,7 +400,7 @@ def _clif_back_charge(
         y = p[i]
         g = gv[i] + gs[i] * d[i] + gm[i] * before[i] * (y * (_ONE - y)) * per_tau
         gm[i] = gm[i] * y
-        grad_x[i] = g
+        grad_x[i] = _item(g, grad_x)
         gv[i] = keep * g
 
 
@@ -427,7 +460,7 @@ def clif_backward(
 @compiled
 def _ilif_charge(keep: Any, x: Array, v: Array, inhibition: Array, h: Array) -> None:
     for i in range(h.size):
-        h[i] = keep * v[i] + x[i] - max(inhibition[i], _ZERO)
+        h[i] = keep * v[i] + _wide(x[i]) - max(inhibition[i], _ZERO)
 
 
 @compiled
@@ -448,7 +481,7 @@ def _ilif_inhibit(constants: Any, x: Array, h: Array, before: Array, after: Arra
     _, threshold, current_decay, _, cutoff = constants
     for i in range(h.size):
         s = _ONE if h[i] - threshold >= cutoff else _ZERO
-        after[i] = current_decay * (before[i] + x[i] * s)
+        after[i] = current_decay * (before[i] + _wide(x[i]) * s)
 
 
 @compiled
@@ -508,7 +541,7 @@ def _ilif_back_units(
         m = potential_decay * (gm[i] - gv[i] * s * (y * (_ONE - y)))
         current = current_decay * gi[i]
         potential = gv[i] + m * s
-        gs[i] = m * w + current * x[i] - gv[i] * y - potential * threshold
+        gs[i] = m * w + current * _wide(x[i]) - gv[i] * y - potential * threshold
         gh[i] = potential
         gm[i] = m
         gi[i] = current
@@ -530,7 +563,7 @@ def _ilif_back_charge(
         g = gh[i] + gs[i] * d[i]
         current = gi[i]
         gh[i] = g
-        grad_x[i] = g + (current if h[i] - threshold >= cutoff else _ZERO)
+        grad_x[i] = _item(g + (current if h[i] - threshold >= cutoff else _ZERO), grad_x)
         # At zero the clamp lets the gradient through, as torch's does.
         gi[i] = current - (g if inhibition[i] >= _ZERO else _ZERO)
 
@@ -538,7 +571,7 @@ def _ilif_back_charge(
 @compiled
 def _add(values: Array, out: Array) -> None:
     for i in range(out.size):
-        out[i] += values[i]
+        out[i] += _wide(values[i])
 
 
 @compiled
@@ -661,7 +694,7 @@ def _collect(values: Array, inner: int, first: int, out: Any) -> None:
 def _glif_charge(p: Array, scale: Array, x: Array, u: Array, s: Array, after: Array) -> None:
     for i in range(after.size):
         kept = p[0, i] * u[i] * (_ONE - p[1, i] * s[i])
-        after[i] = kept - p[2, i] + x[i] * scale[i] - p[3, i] * s[i]
+        after[i] = kept - p[2, i] + _wide(x[i]) * scale[i] - p[3, i] * s[i]
 
 
 @compiled
@@ -699,7 +732,7 @@ def glif_forward(
             _spread(parameters[5 + t], inner, first, scale[:n])
             _glif_charge(p, scale, x[min(t, x.shape[0] - 1), first:end], u, s[:n], after)
             _glif_fire(p[4], cutoff, after, s[:n])
-            _start(s[:n], spikes[t, first:end])
+            _scale(_ONE, s[:n], spikes[t, first:end])
         _keep(us[steps % 2, :n], first, last[0])
         _keep(s[:n], first, last[1])
 
@@ -734,7 +767,7 @@ def _glif_back_charge(p: Array, u: Array, s: Array, gu: Array, gs: Array) -> Non
 @compiled
 def _multiply(a: Array, b: Array, out: Array) -> None:
     for i in range(out.size):
-        out[i] = a[i] * b[i]
+        out[i] = _item(a[i] * _wide(b[i]), out)
 
 
 @compiled
