@@ -27,10 +27,10 @@ BENCH_READY := $(VENV)/.ready-bench
 VERSIONS    := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve train test check docs format bench proto clean
+.PHONY: help setup serve train test test-containers check docs format bench proto clean
 
 help: ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 setup: $(SERVE_READY) ## install the server into .venv (the others do this by themselves)
 	@echo 'ready: make serve, or $(BIN)/spikeserve --help'
@@ -43,6 +43,12 @@ train: $(TRAIN_READY) ## train a recipe: RECIPE=fashion-clif, flags: ARGS="--set
 
 test: $(TEST_READY) ## run the tests; flags: ARGS="-k neurons"
 	$(BIN)/pytest $(ARGS)
+
+test-containers: $(TEST_READY) ## images, replicas and pods, with real engines (root, some minutes)
+	SPIKESERVE_TEST_CONTAINERS=all $(BIN)/pytest tests/containers -rs $(ARGS)
+
+fuzz: $(TEST_READY) ## send a server and its decoders 105,000 bad inputs; flags: ARGS="--only rest"
+	$(BIN)/python tests/fuzz $(ARGS)
 
 check: $(TEST_READY) ## format, lint, types and documentation, as CI does
 	$(BIN)/ruff format --check .

@@ -25,12 +25,12 @@ from rich.console import Console
 from spiketrain.checkpoint import load_checkpoint
 from spiketrain.convert import (
     FAMILIES,
-    PARTS,
     Calibration,
     Family,
     FineTuning,
     calibrate,
     convert_to_lif,
+    fine_tune,
     judge,
 )
 from spiketrain.convert.samples import Samples
@@ -46,7 +46,7 @@ def compare(
     data: Path | None,
     samples: int,
     families: Sequence[Family],
-    fine_tune: int,
+    epochs: int,
     known: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """One model: its literature rows and ours, as JSON takes them.
@@ -67,11 +67,15 @@ def compare(
         for v in theirs.values()
     ]
     seconds = []
-    parts = PARTS if fine_tune else PARTS[:-1]
+    tunings = []
     for family in families:
         start = time.process_time()
-        how = Calibration(family, parts, fine_tuning=FineTuning(epochs=max(fine_tune, 1)))
-        children.append(calibrate(parent, inputs, how).network())
+        child = calibrate(parent, inputs, Calibration(family))
+        if epochs:
+            tuned = fine_tune(parent, child, chosen.unlabelled(manifest), FineTuning(epochs))
+            tunings.append({"divergence": [tuned.before, tuned.after], "kept": tuned.kept})
+            child = tuned.checkpoint
+        children.append(child.network())
         seconds.append(time.process_time() - start)
     children.append(quantised(parent, chosen.data, samples, None).network())
     judged = judge(parent.network(), children, chosen.held_out())
@@ -88,7 +92,8 @@ def compare(
         "seed": None if manifest.training is None else manifest.training.seed,
         "calibrated_on": chosen.calibrated_on,
         "judged_on": chosen.judged_on,
-        "parts": list(parts),
+        "fine_tuning_epochs": epochs,
+        "fine_tuning": dict(zip(families, tunings, strict=False)),
         "parent_accuracy": judged[0].parent_accuracy,
         "literature_best": best,
         "literature": literature,
@@ -156,8 +161,8 @@ def main(
     families: Annotated[
         list[str] | None, typer.Option("--family", help="Ours; all unless given.")
     ] = None,
-    fine_tune: Annotated[
-        int, typer.Option(min=0, help="Epochs of distillation from the parent.")
+    epochs: Annotated[
+        int, typer.Option("--fine-tune", min=0, help="Epochs of distillation from the parent.")
     ] = 0,
     reuse: Annotated[
         Path | None, typer.Option(help="Take the literature's figures from such a file.")
@@ -182,7 +187,7 @@ def main(
     for path in checkpoints or []:
         output.print(f"{path}", markup=False)
         digest = load_checkpoint(path).manifest.digest
-        models.append(compare(path, data, calibration, wanted, fine_tune, known.get(digest)))
+        models.append(compare(path, data, calibration, wanted, epochs, known.get(digest)))
         output.print(table(models[-1:]), markup=False, soft_wrap=True)
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,12 @@ from pathlib import Path
 
 import grpc
 import httpx
+import numpy as np
 
+from spikeserve.client import RETRY_OPTIONS, AsyncStreamClient, cut, paced
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.grpc.v1.spikeserve_pb2_grpc import SpikeServeStub
+from spiketrain.events.types import Events
 
 # What a server may answer that does not answer: it says that another attempt will be.
 _RETRY_AFTER = 1.0  # what the server says with a refusal
@@ -49,45 +52,7 @@ BALANCER = """
 """
 
 
-# A server that was killed resets its connections, which haproxy does not repeat; nginx does, over HTTP.
-NGINX = """
-    daemon off;
-    pid {folder}/nginx.pid;
-    error_log {folder}/nginx.log;
-    worker_processes 1;
-    events {{ worker_connections 4096; }}
-    http {{
-        access_log off;
-        keepalive_requests 1000000;
-        client_body_temp_path {folder}/body;
-        proxy_temp_path {folder}/proxy;
-        fastcgi_temp_path {folder}/fastcgi;
-        uwsgi_temp_path {folder}/uwsgi;
-        scgi_temp_path {folder}/scgi;
-        upstream rest {{
-            server 127.0.0.1:{a_http} max_fails=1 fail_timeout=1s;
-            server 127.0.0.1:{b_http} max_fails=1 fail_timeout=1s;
-        }}
-        upstream rpc {{
-            server 127.0.0.1:{a_grpc} max_fails=1 fail_timeout=1s;
-            server 127.0.0.1:{b_grpc} max_fails=1 fail_timeout=1s;
-        }}
-        server {{
-            listen 127.0.0.1:{http};
-            location / {{
-                proxy_pass http://rest;
-                proxy_next_upstream error timeout http_503 non_idempotent;
-            }}
-        }}
-        server {{
-            listen 127.0.0.1:{grpc} http2;
-            location / {{
-                grpc_pass grpc://rpc;
-                grpc_next_upstream error timeout non_idempotent;
-            }}
-        }}
-    }}
-"""
+GATEWAY = Path(__file__).parent.parent / "deploy" / "gateway" / "haproxy.cfg"
 
 
 def free_ports(count: int) -> list[int]:
@@ -117,6 +82,12 @@ class Instance:
     @property
     def grpc(self) -> str:
         return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise RuntimeError("it was not started")
+        return self._process.pid
 
     async def start(
         self, command: Sequence[str] = ("-m", "spikeserve", "serve"), **variables: str
@@ -172,7 +143,15 @@ class Outcome:
 class Load:
     """Clients over HTTP and gRPC that ask one picture after the other, from `start` to `stop`."""
 
-    def __init__(self, http: str, grpc_address: str, picture: bytes, clients: int = 4) -> None:
+    def __init__(
+        self,
+        http: str,
+        grpc_address: str,
+        picture: bytes,
+        clients: int = 4,
+        retrying: bool = False,
+    ) -> None:
+        self._options = RETRY_OPTIONS if retrying else []
         self.outcome = Outcome()
         self._http, self._grpc, self._picture = http, grpc_address, picture
         self._clients = clients
@@ -218,7 +197,7 @@ class Load:
                         await asyncio.sleep(_RETRY_AFTER)
 
     async def _over_grpc(self) -> None:
-        async with grpc.aio.insecure_channel(self._grpc) as channel:
+        async with grpc.aio.insecure_channel(self._grpc, self._options) as channel:
             stub = SpikeServeStub(channel)
             while not self._stopping:
                 began = time.monotonic()
@@ -259,18 +238,30 @@ async def load_on(instance: Instance, picture: bytes, clients: int = 4) -> Async
 
 @contextlib.asynccontextmanager
 async def balanced(
-    folder: Path, a: Instance, b: Instance, which: str = "haproxy"
+    folder: Path, a: Instance, b: Instance, gateway: bool = False
 ) -> AsyncIterator[tuple[str, str]]:
-    """haproxy or nginx before both; its address for HTTP and for gRPC."""
+    """haproxy before both, set up as docs/operations.md or (`gateway`) deploy/gateway has it; its address for HTTP and for gRPC."""
     http, rpc = free_ports(2)
     ports = {"http": http, "grpc": rpc, "a_http": a.http_port, "a_grpc": a.grpc_port}
     ports |= {"b_http": b.http_port, "b_grpc": b.grpc_port}
-    file = folder / f"{which}.conf"
-    text = textwrap.dedent(BALANCER if which == "haproxy" else NGINX)
-    await asyncio.to_thread(file.write_text, text.format(folder=folder, **ports))
-    options = ("-f", str(file), "-db") if which == "haproxy" else ("-c", str(file))
+    file = folder / "haproxy.conf"
+    text = textwrap.dedent(BALANCER).format(folder=folder, **ports)
+    await asyncio.to_thread(file.write_text, text)
+    of_gateway = {
+        "BIND_HTTP": f"127.0.0.1:{http}",
+        "BIND_GRPC": f"127.0.0.1:{rpc}",
+        "SPIKESERVE_1": "127.0.0.1",
+        "SPIKESERVE_2": "127.0.0.1",
+        "HTTP_1": str(a.http_port),
+        "HTTP_2": str(b.http_port),
+        "GRPC_1": str(a.grpc_port),
+        "GRPC_2": str(b.grpc_port),
+    }
     process = await asyncio.create_subprocess_exec(
-        f"/usr/sbin/{which}", *options, stderr=asyncio.subprocess.DEVNULL
+        "/usr/sbin/haproxy",
+        *("-f", str(GATEWAY if gateway else file), "-db"),
+        env=os.environ | of_gateway,
+        stderr=asyncio.subprocess.DEVNULL,
     )
     try:
         await asyncio.sleep(1)
@@ -278,6 +269,22 @@ async def balanced(
     finally:
         process.terminate()
         await process.wait()
+
+
+async def streamed(
+    target: str, seconds: int, sensor: tuple[int, int] = (34, 34)
+) -> tuple[list[tuple[object, ...]], int]:
+    """The answers to so many seconds of noise, sent as fast as a camera would, and how often the stream was resumed."""
+    random = np.random.default_rng(0)
+    times = np.sort(random.integers(0, seconds * 1_000_000, seconds * 2000))
+    x, y = (random.integers(0, side, len(times)).astype(np.uint16) for side in sensor)
+    events = Events(times, x, y, random.integers(0, 2, len(times)).astype(np.uint8))
+    async with AsyncStreamClient(target, reconnect_seconds=60) as client:
+        stream = client.stream(paced(cut(events, 20_000), 1.0), start_us=0)
+        answers: list[tuple[object, ...]] = [
+            (window.index, window.events, window.predictions, window.raw) async for window in stream
+        ]
+    return answers, stream.reconnects
 
 
 def damaged(content: bytes) -> Iterator[bytes]:

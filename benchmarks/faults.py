@@ -3,7 +3,7 @@
 A request counts as lost where it was sent and got no answer, or an error that is the server's fault. A refusal that
 says so (503 or 429 with Retry-After, UNAVAILABLE, a port that nobody listens on) is counted apart: the client knows
 that nothing was done and where it stands. Two servers stand behind a load balancer as in docs/operations.md, so that such
-refusals do not reach the client. The Debian packages haproxy, nginx and libfaketime are needed for their rows only.
+refusals do not reach the client. The Debian packages haproxy, redis-server and libfaketime are needed for their rows only.
 
     python benchmarks/faults.py
 """
@@ -11,7 +11,10 @@ refusals do not reach the client. The Debian packages haproxy, nginx and libfake
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
+import itertools
+import json
 import os
 import shutil
 import signal
@@ -26,7 +29,16 @@ import httpx
 import numpy as np
 import results
 import typer
-from fault_parts import Instance, Load, Outcome, balanced, damaged, load_on
+from fault_parts import (
+    Instance,
+    Load,
+    Outcome,
+    balanced,
+    damaged,
+    free_ports,
+    load_on,
+    streamed,
+)
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +47,8 @@ from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.grpc.v1.spikeserve_pb2_grpc import SpikeServeStub
 from spikeserve.settings import BUNDLED_MODELS
 from spiketrain.checkpoint import write_atomically
+from spiketrain.events import wire
+from spiketrain.events.types import Events
 
 console = Console(width=140)
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
@@ -117,19 +131,86 @@ class Bench:
         pair = [self.instance(f"kill-{name}") for name in "ab"]
         for each in pair:
             await each.start()
-        async with balanced(self.folder, *pair, which="nginx") as (http, rpc):
-            load = Load(http, rpc, self.picture)
+        async with balanced(self.folder, *pair, gateway=True) as (http, rpc):
+            load = Load(http, rpc, self.picture, retrying=True)
             load.start()
             for each in pair * 2:
                 await load.answered(100)
                 await each.end(signal.SIGKILL)
                 await load.answered(100)
                 await each.start()
-                await asyncio.sleep(2)  # nginx tries it again a second after it failed last
+                await asyncio.sleep(2)  # the gateway asks every half second
             outcome = await load.stop()
         for each in pair:
             await each.end()
         return outcome, "4 kills"
+
+    async def killed_streams(self) -> tuple[Outcome, str]:
+        shutil.copy(BUNDLED_MODELS / "nmnist-clif.safetensors", self.models)
+        settings = {"snapshots": self.folder / "snapshots", "snapshot_interval_seconds": 1}
+        pair = [self.instance(f"streams-{name}", **settings) for name in "ab"]
+        for each in pair:
+            await each.start()
+        async with balanced(self.folder, *pair, gateway=True) as (_, rpc):
+            whole, _ = await streamed(pair[0].grpc, 10)
+            tasks = [asyncio.create_task(streamed(rpc, 10)) for _ in range(16)]
+            await asyncio.sleep(4)
+            await pair[0].end(signal.SIGKILL)
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        await pair[1].end()
+        outcome, moved = Outcome(), 0
+        for result in results:
+            if isinstance(result, BaseException):
+                outcome.lost[type(result).__name__] += len(whole)
+                continue
+            answers, reconnects = result
+            moved += reconnects > 0
+            same = len(set(answers) & set(whole))
+            outcome.answered += same
+            outcome.lost["windows"] += len(whole) - same
+        outcome.lost = +outcome.lost
+        return outcome, f"16 streams, {moved} of them at the one that was killed; windows"
+
+    async def full_disk(self) -> tuple[Outcome, str]:
+        disk = self.folder / "disk"
+        disk.mkdir()
+        await _shell("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk))
+        try:
+            (disk / "full").write_bytes(bytes(60 << 10))
+            return await self._without_store(str(disk), None)
+        finally:
+            await _shell("umount", "-l", str(disk))
+
+    async def no_redis(self) -> tuple[Outcome, str]:
+        (port,) = free_ports(1)
+        redis = await asyncio.create_subprocess_exec(
+            *("/usr/bin/redis-server", "--port", str(port), "--save", ""),
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        return await self._without_store(f"redis://127.0.0.1:{port}/0", redis)
+
+    async def _without_store(
+        self, store: str, redis: asyncio.subprocess.Process | None
+    ) -> tuple[Outcome, str]:
+        """Streams whose connections break, beside pictures, while their store fails."""
+        shutil.copy(BUNDLED_MODELS / "nmnist-clif.safetensors", self.models)
+        server = self.instance("store", snapshots=store, snapshot_interval_seconds=0.2)
+        await server.start()
+        async with load_on(server, self.picture) as load:
+            tasks = [asyncio.create_task(streamed(server.grpc, 5)) for _ in range(4)]
+            await asyncio.sleep(2)
+            if redis is not None:
+                redis.kill()
+                await redis.wait()
+            results = await asyncio.gather(*tasks)
+            await load.answered(50)
+        failed = await server.metric('spikeserve_snapshots_total{outcome="failed"')
+        await server.end()
+        most = max(len(answers) for answers, _ in results)
+        windows = sum(len(answers) for answers, _ in results)
+        load.outcome.lost["windows"] += 4 * most - windows
+        load.outcome.lost = +load.outcome.lost
+        return load.outcome, f"4 streams, {windows} windows; {failed:.0f} attempts to save failed"
 
     async def reloads(self) -> tuple[Outcome, str]:
         server = self.instance("reloads", executor="reference")
@@ -165,26 +246,35 @@ class Bench:
         return load.outcome, f"5 files, the last: {state['reason'].rpartition('/')[2]}"
 
     async def silent_readers(self) -> tuple[Outcome, str]:
-        server = self.instance("silent", drain_seconds=1)
+        server = self.instance("silent", drain_seconds=1, slow_seconds=0.2)
         shutil.copy(BUNDLED_MODELS / "nmnist-clif.safetensors", self.models)
         await server.start()
-        many = pb.EventMessage(advance=pb.Advance(time_us=10_000_000))
-        async with (
-            load_on(server, self.picture) as load,
-            grpc.aio.insecure_channel(server.grpc) as channel,
-        ):
-            streams = [SpikeServeStub(channel).StreamEvents() for _ in range(50)]
-            for stream in streams:
-                await stream.write(pb.EventMessage(open=pb.OpenStream(start_us=0, rates=True)))
-                await stream.write(pb.EventMessage(events=_one_event()))
-                await stream.write(many)  # a thousand windows, whose answers nobody reads
+        before = await server.metric("process_resident_memory_bytes")
+        # Each beyond what the transport of its own connection holds.
+        fixed = [("http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
+        policies = (pb.SLOW_CLIENT_WAIT, pb.SLOW_CLIENT_DROP_OLDEST, pb.SLOW_CLIENT_REFUSE, pb.SLOW_CLIENT_CLOSE)  # fmt: skip
+        async with load_on(server, self.picture) as load:
+            channels = [grpc.aio.insecure_channel(server.grpc, fixed) for _ in range(48)]
+            streams = [SpikeServeStub(channel).StreamEvents() for channel in channels]
+            writers = [
+                asyncio.create_task(_never_read(stream, policies[number % 4]))
+                for number, stream in enumerate(streams)
+            ]
             await load.answered(300)
-            memory = await server.metric("process_resident_memory_bytes")
-            for stream in streams:
+            await _each_policy(server)
+            memory = await server.metric("process_resident_memory_bytes") - before
+            dropped = await server.metric("spikeserve_stream_answers_dropped_total")
+            refused = await server.metric("spikeserve_stream_messages_refused_total")
+            ended = await server.metric('spikeserve_streams_ended_total{reason="slow"')
+            for stream, writer in zip(streams, writers, strict=True):
+                writer.cancel()
                 stream.cancel()
+            for channel in channels:
+                await channel.close()
         await server.end()
         (self.models / "nmnist-clif.safetensors").unlink()
-        return load.outcome, f"50 streams, {memory / 2**20:.0f} MiB"
+        what = f"{dropped:.0f} answers dropped, {refused:.0f} messages refused, {ended:.0f} ended"
+        return load.outcome, f"48 streams, 12 of each policy: {what}; {memory / 2**20:.0f} MiB more"
 
     async def one_byte(self) -> tuple[Outcome, str]:
         server = self.instance("onebyte")
@@ -238,8 +328,37 @@ def _picture() -> bytes:
     return file.getvalue()
 
 
-def _one_event() -> pb.EventPacket:
-    return pb.EventPacket(payload=bytes(8), base_us=0)
+async def _never_read(stream: Any, policy: pb.SlowClient.ValueType) -> None:
+    """A window for each event, and its answer, as long as the server takes them."""
+    await stream.write(pb.EventMessage(open=pb.OpenStream(start_us=0, rates=True, slow=policy)))
+    with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+        for number in itertools.count():
+            times = np.arange(50) * 100_000 + number * 5_000_000
+            zero = np.zeros(50, np.uint16)
+            payload, base = wire.encode(
+                wire.Encoding.COLUMNS_V1, Events(times, zero, zero, zero.astype(np.uint8))
+            )
+            await stream.write(
+                pb.EventMessage(events=pb.EventPacket(payload=payload, base_us=base))
+            )
+
+
+async def _each_policy(server: Instance) -> None:
+    """Returns when each of the clients that never read has met its policy."""
+    async with asyncio.timeout(120):
+        while True:
+            dropped = await server.metric("spikeserve_stream_answers_dropped_total")
+            refused = await server.metric("spikeserve_stream_messages_refused_total")
+            ended = await server.metric('spikeserve_streams_ended_total{reason="slow"')
+            if dropped and refused and ended >= 12:
+                return
+            await asyncio.sleep(0.5)
+
+
+async def _shell(*command: str) -> None:
+    process = await asyncio.create_subprocess_exec(*command)
+    if await process.wait():
+        raise RuntimeError(f"{' '.join(command)} failed")
 
 
 async def _fault(http: httpx.AsyncClient, url: str) -> dict[str, Any]:
@@ -256,7 +375,14 @@ Fault = Callable[[Bench], Awaitable[tuple[Outcome, str]]]
 FAULTS: dict[str, tuple[str, Fault, Path | None]] = {
     "sigterm": ("SIGTERM under load", Bench.sigterm, None),
     "rolling": ("rolling restart of two", Bench.rolling, Path("/usr/sbin/haproxy")),
-    "sigkill": ("SIGKILL of one of two", Bench.sigkill, Path("/usr/sbin/nginx")),
+    "sigkill": ("SIGKILL of one of two", Bench.sigkill, Path("/usr/sbin/haproxy")),
+    "streams": (
+        "SIGKILL of one of two with streams",
+        Bench.killed_streams,
+        Path("/usr/sbin/haproxy"),
+    ),
+    "disk": ("full disk on snapshots", Bench.full_disk, None),
+    "redis": ("Redis killed", Bench.no_redis, Path("/usr/bin/redis-server")),
     "reloads": ("hot reload 100 times", Bench.reloads, None),
     "corrupt": ("corrupt model, watched", Bench.corrupt, None),
     "silent": ("clients that never read", Bench.silent_readers, None),
@@ -299,10 +425,17 @@ def main(
         cells = (row["fault"], row["answered"], row["refused"], f"{row['lost']}{how}")
         table.add_row(*map(str, cells), f"{row['slowest_seconds']:.2f} s", row["note"])
     console.print(table)
-    lost = {"lost_requests": float(sum(row["lost"] for row in rows))}
-    if only is None:
-        results.save("faults", __doc__ or "", {}, rows, lost)
-    raise typer.Exit(int(lost["lost_requests"] > 0))
+    failed = any(row["lost"] for row in rows)
+    file = results.RESULTS / "faults.json"
+    if only is not None and file.exists():
+        # What was measured before stays.
+        new = {row["fault"]: row for row in rows}
+        old = {row["fault"]: row for row in json.loads(file.read_text())["rows"]}
+        titles = [title for title, *_ in FAULTS.values()]
+        rows = [{**old, **new}[title] for title in titles if title in {**old, **new}]
+    lost = {"lost": float(sum(row["lost"] for row in rows))}
+    results.save("faults", __doc__ or "", {}, rows, lost)
+    raise typer.Exit(int(failed))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,21 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from results import RESULTS
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("performance.md", "event-formats.md", "streaming.md")
+PAGES = (
+    "performance.md",
+    "event-formats.md",
+    "streaming.md",
+    "batch.md",
+    "scale.md",
+    "explanation/drift.md",
+    "operations.md",
+)
 _PLACE = re.compile(r"(<!-- (?P<name>[a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MAIN_RATIOS = re.compile(r"(exit_\w+_vs_(spikingjelly|best)|server_over_engine)_c\d+|latency.*")
 
@@ -164,7 +173,7 @@ def about(result: Result) -> str:
     said = ", ".join(f"{key} {value}" for key, value in settings.items() if key != "digest")
     return (
         f"{result['ended'][:10]}, commit {result['commit'] or 'unknown'}, {machine['processor']}, "
-        f"{machine['cores']} cores ({chips}), load average at the end {result['load_average']:.1f}; {said}.\n\n"
+        f"{machine['cores']} cores ({chips}), load average at the end {result['load_average']:.1f}{said and '; '}{said}.\n\n"
     )
 
 
@@ -208,6 +217,136 @@ def engine(result: Result) -> str:
     return table(titles, lines)
 
 
+def drift(result: Result) -> str:
+    """Delays in samples: medians, and the longest of all trials in brackets."""
+    if any("part" in row for row in result["rows"]):
+        return _drift_of_a_server(result["rows"])
+    titles = ["model", "input", "by rates", "by probes"]
+    lines, quiet = [], ["model", "clean samples", "alarms", "highest score", "groups", "alarms"]
+    clean = []
+    for row in result["rows"]:
+        if row["input"] == "clean":
+            clean.append(
+                [
+                    f"`{row['model']}`",
+                    f"{row['samples']:,}",
+                    str(row["alarms"]),
+                    f"{row['highest_score']:.2f}",
+                    str(row["groups"]),
+                    f"{row['group_alarms']} (highest score {row['highest_group_score']:.2f})",
+                ]
+            )
+        else:
+            cells = [_delay(row["by_rates"]), _delay(row["by_probes"])]
+            lines.append([f"`{row['model']}`", row["input"], *cells])
+    return f"{table(titles, lines)}\n{table(quiet, clean)}"
+
+
+def _drift_of_a_server(rows: list[dict[str, Any]]) -> str:
+    found = {(row["part"], row["model"], row["input"]): row for row in rows}
+    by_default = any(part == "as it comes" for part, _, _ in found)
+    lines = []
+    for (part, model, name), row in found.items():
+        if part != "probed":
+            continue
+        cells = [_delay(row["by_rates"]), _delay(row["by_probes"])]
+        if by_default:
+            slow = found.get(("as it comes", model, name))
+            cells += [_delay(slow["samples"]), _delay(slow["seconds"])] if slow else ["", ""]
+        lines.append([f"`{model}`", name, *cells])
+    titles = ["model", "input", "all probed: by rates", "by probes"]
+    if by_default:
+        titles += ["1 % for probes: first alarm, samples", "seconds"]
+    said = table(titles, lines)
+    clean = [
+        [
+            f"`{row['model']}`",
+            f"{row['samples']:,}",
+            f"{row['per_second']:.0f}",
+            str(row["alarms"]),
+            f"{max(row['highest_scores'].values()):.2f}",
+            str(row["probes"]),
+        ]
+        for row in rows
+        if row["part"] == "clean"
+    ]
+    if clean:
+        quiet = ["model", "clean samples", "a second", "alarms", "highest score", "probed"]
+        said += f"\n{table(quiet, clean)}"
+    return said
+
+
+def _delay(values: list[float | None]) -> str:
+    came = [value for value in values if value is not None]
+    if not came:
+        return "none"
+    missed = "" if len(came) == len(values) else f", {len(came)} of {len(values)}"
+    return f"{median(came):.0f} ({max(came):.0f}{missed})"
+
+
+def batch(result: Result) -> str:
+    """Speeds, and what became of the runs that were killed."""
+    speeds = [row for row in result["rows"] if "working_a_second" in row]
+    titles = ["", "pictures/s, working", "pictures/s, whole"]
+    keys = ("working_a_second", "whole_a_second")
+    said = table(titles, [[row["what"], *(f"{row[key]:.0f}" for key in keys)] for row in speeds])
+    lines = [
+        [row["what"], str(row.get("pieces_done_twice", "")), "yes" if row["equal"] else "no"]
+        for row in result["rows"]
+        if "equal" in row
+    ]
+    killed = table(["", "pieces done twice", "all rows equal to a run let alone"], lines)
+    return f"{said}\n{killed}\n{ratio_list(result['ratios'])}"
+
+
+def scale(result: Result) -> str:
+    """A line for each load: measured, simulated."""
+    titles = [
+        "server",
+        "servers",
+        "load",
+        "answered/s",
+        "refused/s",
+        "p50 ms",
+        "p99 ms",
+        "others, cores",
+    ]
+    keys = (("a_second", 0), ("refused_a_second", 0), ("p50_ms", 1), ("p99_ms", 1))
+    lines = []
+    for row in result["rows"]:
+        pairs = [
+            f"{row[f'measured_{key}']:.{digits}f}, {row[f'simulated_{key}']:.{digits}f}"
+            for key, digits in keys
+        ]
+        others = f"{row['other_cores']:.2f}"
+        lines.append([row["subject"], str(row["servers"]), row["load"], *pairs, others])
+    return table(titles, lines)
+
+
+def faults(result: Result) -> str:
+    titles = ["what happens", "answered", "refused", "lost", "slowest, s", ""]
+    lines = [
+        [
+            row["fault"],
+            f"{row['answered']:,}",
+            str(row["refused"]),
+            ", ".join((str(row["lost"]), *(f"{n} {how}" for how, n in row["how"].items()))),
+            f"{row['slowest_seconds']:.2f}" if row["slowest_seconds"] else "",
+            row["note"],
+        ]
+        for row in result["rows"]
+    ]
+    return table(titles, lines)
+
+
+def plan(result: Result) -> str:
+    rows = result["rows"]
+    lines = [
+        [row["what"], _cell(row["value"]), row["unit"], row["kind"], row["from"]] for row in rows
+    ]
+    return table(["", "", "", "", "from"], lines)
+
+
 _WRITERS: dict[str, Callable[[Result], str]] = {
     "server": server,
     "streams": streams,
@@ -217,6 +356,11 @@ _WRITERS: dict[str, Callable[[Result], str]] = {
     "events": events,
     "agreement": agreement,
     "engine": engine,
+    "drift": drift,
+    "faults": faults,
+    "batch": batch,
+    "scale": scale,
+    "plan": plan,
 }
 
 

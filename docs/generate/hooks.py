@@ -43,7 +43,7 @@ REFERENCE = [
     "event-formats.md",
     "protocol.md",
 ]
-FIGURES = ["performance.md", "results.md"]
+FIGURES = ["performance.md", "scale.md", "results.md"]
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
 import grpc
@@ -28,13 +28,15 @@ from spikeserve.access.keys import KeysError
 from spikeserve.classify import Classifier
 from spikeserve.grpc.server import create_server
 from spikeserve.health import Health
+from spikeserve.loops import LoopThread, loop_factory
 from spikeserve.metrics import Metrics
 from spikeserve.oip.infer import Inference
 from spikeserve.refusals import Refusals
 from spikeserve.repository import Repository
 from spikeserve.rest import create_app
 from spikeserve.rest.access import AdminPort
-from spikeserve.rest.connections import ImpatientProtocol
+from spikeserve.rest.connections import ImpatientProtocol, WebSocketHost
+from spikeserve.rest.front import Front
 from spikeserve.settings import Settings
 from spikeserve.snapshots import StoreSettingError
 from spikeserve.sources import SourceError, Sources, with_sources
@@ -53,6 +55,9 @@ _REFUSAL_SECONDS = 0.25
 _PR_SET_PDEATHSIG = 1
 # Longer than the clients' and proxies' usual 60 s, so that it is not we who close a connection that they reuse.
 _KEEP_ALIVE_SECONDS = 75
+# How long a thread may keep the interpreter while another one waits for it. Pictures could keep it all the time, and a
+# window of a stream needs it several times, on its event loop and in the engine's thread.
+_SWITCH_SECONDS = 0.0005
 # What a message of events over a WebSocket has before its events.
 _FRAME_BYTES = 64
 
@@ -62,7 +67,11 @@ class StartError(RuntimeError):
 
 
 class Server:
-    """REST and gRPC over one set of models, in one process and on the event loop that is running."""
+    """REST and gRPC over one set of models, in one process.
+
+    Connections of the HTTP port, and the pictures on them, are on an event loop of their own (rest/front.py); everything
+    else is on the one that is running.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings = _with_sources(settings)
@@ -91,12 +100,16 @@ class Server:
             self.gate,
         )
         self._app = app
-        self._http = _HttpServer(_http_config(settings, app))
+        self._front = Front(app, settings, self.metrics, self.classifier, self.refusals, self.gate)
+        self._http = _HttpServer(_http_config(settings, self._front))
+        self._websockets = _HttpServer(_http_config(settings, app))
+        self._pictures: LoopThread | None = None
         self._admin: _HttpServer | None = None
         if settings.admin_port is not None:
             self._admin = _HttpServer(_http_config(settings, AdminPort(app)))
         self._rpc: grpc.aio.Server | None = None
-        self._running: asyncio.Task[None] | None = None
+        self._running: asyncio.Future[None] | None = None
+        self._running_websockets: asyncio.Task[None] | None = None
         self._running_admin: asyncio.Task[None] | None = None
         self.http_port = self.admin_port = 0
         self.grpc_port = 0
@@ -130,7 +143,11 @@ class Server:
             raise
         self.http_port = listeners[0].getsockname()[1]
         await self._rpc.start()
-        self._running = asyncio.create_task(self._http.serve(listeners))
+        loop = asyncio.get_running_loop()
+        self._running_websockets = asyncio.create_task(self._websockets.serve([]))
+        self._front.live_on(loop, WebSocketHost(self._websockets, loop))
+        self._pictures = LoopThread("pictures")
+        self._running = self._pictures.run(self._http.serve(listeners))
         if self._admin is not None:
             self._running_admin = asyncio.create_task(self._admin.serve(admin))
             where = _in_url(settings.admin_host)
@@ -167,16 +184,13 @@ class Server:
                 await asyncio.sleep(_REFUSAL_SECONDS)
             self.streams.drain()
         grace = self._settings.drain_seconds
-        self._http.should_exit = True
+        self._http.should_exit = self._websockets.should_exit = True
         if self._admin is not None:
             self._admin.should_exit = True
-        ending: set[asyncio.Future[None]] = set()
+        serving = (self._running, self._running_websockets, self._running_admin)
+        ending: set[asyncio.Future[None]] = {each for each in serving if each is not None}
         if self._rpc is not None:
             ending.add(asyncio.ensure_future(self._rpc.stop(grace + _FAREWELL_SECONDS)))
-        if self._running is not None:
-            ending.add(self._running)
-        if self._running_admin is not None:
-            ending.add(self._running_admin)
         if ending:
             _, late = await asyncio.wait(ending, timeout=grace)
             if late:
@@ -186,6 +200,8 @@ class Server:
         await self.streams.close()
         await asyncio.gather(*ending, return_exceptions=True)
         await asyncio.to_thread(self._close_models)
+        if self._pictures is not None:
+            await asyncio.to_thread(self._pictures.stop)
 
     def _close_models(self) -> None:
         self.sources.stop()
@@ -199,9 +215,10 @@ class Server:
 def run(settings: Settings) -> int:
     """Serves until a signal comes; returns the exit status. Raises StartError."""
     logs.configure(settings)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     if settings.exit_with_parent:
         _end_with_parent()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_serve(settings))
 
 
@@ -381,11 +398,3 @@ def _cannot_listen(host: str, port: int, which: str, error: Exception) -> StartE
         f"cannot listen on {host}, port {port}: {reason}; "
         f"stop what uses it, or choose another with --{which}-port or SPIKESERVE_{which.upper()}_PORT"
     )
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    try:
-        import uvloop
-    except ImportError:  # not made for every platform
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop

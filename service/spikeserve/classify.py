@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -100,7 +98,8 @@ class Classifier:
         self._repository = repository
         self._settings = settings
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
-        self._decoding = 0
+        # Acquired on every event loop that pictures come on.
+        self._undecoded = threading.Semaphore(settings.max_queue)
         self._closed = False
 
     async def classify(self, request: ClassifyRequest) -> Classification:
@@ -124,22 +123,25 @@ class Classifier:
             )
             return await asyncio.wrap_future(future)
 
-        async with _until(request.deadline):
-            await _restarted(model.engine)
-            model.engine.check()  # before any work is done for a picture that would be refused
-            began = time.monotonic()
-            picture = await self._decode(request.image, model)
-            decode = time.monotonic() - began
-            for left in reversed(range(_TRIES)):
-                try:
-                    result = await computed()
-                    break
-                except ServiceError as error:
-                    failed = error.kind is ErrorKind.INTERNAL or model.engine.restarting
-                    if not failed or not left:
-                        raise
-                    # The executor failed, with all that it was at and all that waited: they begin anew.
-                    await _restarted(model.engine)
+        try:
+            async with asyncio.timeout(_left(request.deadline)):
+                await _restarted(model.engine)
+                model.engine.check()  # before any work is done for a picture that would be refused
+                began = time.monotonic()
+                picture = await self._decode(request.image, model)
+                decode = time.monotonic() - began
+                for left in reversed(range(_TRIES)):
+                    try:
+                        result = await computed()
+                        break
+                    except ServiceError as error:
+                        failed = error.kind is ErrorKind.INTERNAL or model.engine.restarting
+                        if not failed or not left:
+                            raise
+                        # The executor failed, with all that it was at and all that waited: they begin anew.
+                        await _restarted(model.engine)
+        except TimeoutError:
+            raise deadline_passed() from None
         model.watch.picture(picture, result, policy is not None)
         timing = {
             "decode": decode,
@@ -220,16 +222,15 @@ class Classifier:
             )
         if decodes_at_once(image):
             return decode_image(image, spec, image_limits(self._settings))
-        if self._decoding >= self._settings.max_queue:
+        if not self._undecoded.acquire(blocking=False):
             raise ServiceError(ErrorKind.UNAVAILABLE, "too many pictures wait to be decoded", 1.0)
-        self._decoding += 1
         try:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(
                 self._decoders, decode_image, image, spec, image_limits(self._settings)
             )
         finally:
-            self._decoding -= 1
+            self._undecoded.release()
 
     def _answer(
         self,
@@ -273,7 +274,7 @@ def account(model: LoadedModel, result: RunResult) -> tuple[dict[str, float], in
     timesteps = len(result.logits)
     rates = {
         layer: float(count) / (model.neurons[layer] * timesteps)
-        for layer, count in zip(model.engine.layers, result.spikes, strict=True)
+        for layer, count in zip(model.engine.layers, result.spikes.tolist(), strict=True)
     }
     operations = round(result.synaptic_operations)
     energy = energy_joules(operations, model.macs)
@@ -283,8 +284,10 @@ def account(model: LoadedModel, result: RunResult) -> tuple[dict[str, float], in
 
 def ranked(model: LoadedModel, chances: NDArray[Any], top_k: int) -> tuple[Prediction, ...]:
     """The `top_k` likeliest classes; of equal ones the first in the model's order."""
-    order = np.argsort(-chances, kind="stable")[:top_k]
-    return tuple(Prediction(model.manifest.classes[i], int(i), float(chances[i])) for i in order)
+    order = (-chances).argsort(kind="stable")[:top_k]
+    classes = model.manifest.classes
+    likeliest = zip(order.tolist(), chances[order].tolist(), strict=True)
+    return tuple(Prediction(classes[i], i, chance) for i, chance in likeliest)
 
 
 def _policy(
@@ -307,17 +310,11 @@ async def _restarted(engine: Scheduler) -> None:
         await asyncio.sleep(_RESTART_LOOK_SECONDS)
 
 
-@asynccontextmanager
-async def _until(deadline: float | None) -> AsyncIterator[None]:
-    """Give up at the deadline, a time of time.monotonic(), with the error for it."""
+def _left(deadline: float | None) -> float | None:
+    """Seconds until the deadline, a time of time.monotonic(). Raises ServiceError where it has passed."""
     if deadline is None:
-        yield
-        return
+        return None
     left = deadline - time.monotonic()
     if left <= 0:
         raise deadline_passed()
-    try:
-        async with asyncio.timeout(left):
-            yield
-    except TimeoutError:
-        raise deadline_passed() from None
+    return left

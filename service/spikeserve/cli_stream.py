@@ -27,6 +27,8 @@ from spikeserve.client import (
     paced,
 )
 from spikeserve.client.connection import DEFAULT_RECONNECT_SECONDS, DEFAULT_TARGET
+from spikeserve.client.errors import ServerError
+from spikeserve.errors import ErrorKind
 from spiketrain.events.formats import EventFormatError
 from spiketrain.events.formats.appending import RecordingWriter
 from spiketrain.events.rule_text import parse_decision, parse_filter, parse_size, parse_window
@@ -234,11 +236,20 @@ def stream_command(
         # Whoever read our output has what they wanted. What is still in the buffer has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ClientError, EventFormatError, OSError, ValueError) as error:
-        errors.print(f"[red]error:[/red] {escape(str(error))}")
+        said = f"{error}{_about_sensor(error, terms)}"
+        errors.print(f"[red]error:[/red] {escape(said)}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         # An endless source is ended this way.
         raise typer.Exit(0) from None
+
+
+def _about_sensor(error: Exception, terms: StreamTerms) -> str:
+    """What else may help where a stream with filters was refused and nobody said how large the camera is."""
+    refused = isinstance(error, ServerError) and error.kind == ErrorKind.IMPOSSIBLE.slug
+    if not refused or not terms.get("filters") or terms.get("sensor") is not None:
+        return ""
+    return "; the source does not state its sensor, so the model's was taken: --sensor WIDTHxHEIGHT states it"
 
 
 def _stream(

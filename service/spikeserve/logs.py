@@ -34,6 +34,8 @@ def request_line(
     **fields: object,
 ) -> None:
     """One request was answered. `fields` are short facts, such as an id; those that are None are left out."""
+    if not _requests.isEnabledFor(logging.INFO):
+        return
     facts = {
         "route": route,
         "code": code,

@@ -84,6 +84,19 @@ class Metrics:
             "Streams kept for another server, by outcome (saved, resumed, refused, failed).",
             ("outcome",),
         )
+        self.answers_dropped = self._counter(
+            "stream_answers_dropped", "Answers dropped because the client did not read.", ()
+        )
+        self.messages_refused = self._counter(
+            "stream_messages_refused", "Messages refused because the client did not read.", ()
+        )
+        self.streams_ended = self._counter(
+            "streams_ended",
+            "Streams ended by the server, by reason: slow (the client did not read), idle (nothing came).",
+            ("reason",),
+        )
+        for reason in ("slow", "idle"):
+            self.streams_ended.labels(reason)
         self.restarts = self._counter("engine_restarts", "Crashes of the engine.", _MODEL)
         self.operations = self._counter(
             "synaptic_operations", "Weights added because of spikes.", _MODEL
@@ -179,6 +192,7 @@ class ModelMetrics:
         self._lock = threading.Lock()
         self._means: dict[str, tuple[int, float]] = {}
         self._layers: dict[str, tuple[Gauge, Histogram]] = {}
+        self._timesteps: dict[str, Histogram] = {}
         self.steps = 0
         """Timesteps of the engine, each with all that was in a slot then."""
         self.stages = {stage: metrics.stages.labels(stage, name, version) for stage in STAGES}
@@ -248,7 +262,9 @@ class ModelMetrics:
                 histogram.observe(rate)
 
     def picture(self, timesteps: int, exit: Literal["on", "off"]) -> None:
-        self._metrics.timesteps.labels(*self._labels, exit).observe(timesteps)
+        if exit not in self._timesteps:
+            self._timesteps[exit] = self._metrics.timesteps.labels(*self._labels, exit)
+        self._timesteps[exit].observe(timesteps)
 
     def window(self) -> None:
         self._metrics.windows.labels(*self._labels).inc()

@@ -28,7 +28,7 @@ class Refusal:
 
 
 class Refusals:
-    """A ring of `MOST`. To be used on one event loop."""
+    """A ring of `MOST`. May be used on several event loops: a deque takes and copies at one stroke."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -44,4 +44,4 @@ class Refusals:
 
     def latest(self) -> list[Refusal]:
         """The latest first."""
-        return list(reversed(self._ring))
+        return list(reversed(self._ring.copy()))

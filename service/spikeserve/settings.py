@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -20,6 +20,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 from pydantic_settings import SettingsError as SourceError
+
+SlowPolicy: TypeAlias = Literal["wait", "drop-oldest", "refuse", "close"]
+SLOW_POLICIES: tuple[SlowPolicy, ...] = get_args(SlowPolicy)
 
 PREFIX = "SPIKESERVE_"
 BUNDLED_MODELS = Path(__file__).parent / "models"
@@ -157,7 +160,21 @@ class Settings(BaseSettings):
     """Windows that one message of a stream may close, at most."""
 
     stream_idle_seconds: float = Field(300.0, gt=0)
-    """A stream from which nothing came for so long is closed."""
+    """A stream from which nothing came for so long is closed; one whose client may come back is kept for it."""
+
+    slow_clients: SlowPolicy = "wait"
+    """What happens when the client of a stream does not read its answers. wait: nothing more is read from it; drop-oldest:
+    the oldest answers that wait are dropped; refuse: what it sends is refused until it reads; close: its connection is
+    ended, and the stream is kept where the client may come back."""
+
+    slow_clients_allowed: Annotated[tuple[SlowPolicy, ...], NoDecode] = SLOW_POLICIES
+    """Which of these a stream may choose for itself, besides `slow_clients`; in the environment separated by spaces."""
+
+    slow_seconds: float = Field(2.0, ge=0, allow_inf_nan=False)
+    """A client counts as one that does not read when too many answers wait, and the oldest has waited for so long."""
+
+    max_waiting_answers: int = Field(256, ge=1)
+    """Answers of a stream that wait for a client that does not read, at most, besides those to its last message."""
 
     resume_seconds: float = Field(30.0, gt=0)
     """How long the state of a stream is kept after its connection broke, where its client asked for that."""
@@ -169,6 +186,10 @@ class Settings(BaseSettings):
     """Where the state of a stream is kept as well when its connection breaks, and when the server is told to stop, for
     another server with the same setting and the same model to go on with: a folder, or redis://HOST:PORT/NUMBER
     (rediss://, unix://), which needs the extra `redis`. Unless given, a stream ends with its server."""
+
+    snapshot_interval_seconds: float = Field(5.0, ge=0, allow_inf_nan=False)
+    """How often the state of a stream that goes on is kept there, so that it survives a server that is killed: its client
+    sends again what came after. 0 leaves that out."""
 
     snapshot_seconds: float = Field(600.0, gt=0, allow_inf_nan=False)
     """How long such a state is kept."""
@@ -237,7 +258,7 @@ class Settings(BaseSettings):
             return tuple(Path(part) for part in value.split(os.pathsep) if part)
         return value
 
-    @field_validator("cors_origins", "sources", mode="before")
+    @field_validator("cors_origins", "sources", "slow_clients_allowed", mode="before")
     @classmethod
     def _split_words(cls, value: Any) -> Any:
         return tuple(value.split()) if isinstance(value, str) else value

@@ -52,7 +52,8 @@ def trace_context(given: str | None) -> TraceContext:
         or not int(found[2], 16)
         or not int(found[3], 16)
     ):
-        return TraceContext(secrets.token_hex(16), secrets.token_hex(8))
+        made = secrets.token_hex(24)
+        return TraceContext(made[:32], made[32:])
     return TraceContext(found[2], secrets.token_hex(8), found[3], int(found[4], 16) & _SAMPLED)
 
 

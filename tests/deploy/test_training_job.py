@@ -22,3 +22,13 @@ def test_the_command_has_a_recipe_and_options_that_there_are() -> None:
     known = {name for parameter in train.params for name in parameter.opts}
     assert arguments[0] in bundled_recipes()
     assert {each.split("=")[0] for each in arguments[1:]} <= known
+
+
+def test_the_batch_divides_by_each_number_of_machines() -> None:
+    spec = yaml.safe_load(JOB.read_text())["spec"]
+    (container,) = spec["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+    (batch,) = (each for each in container["command"] if "batch_size" in each)
+    size = int(batch.rpartition("=")[2])
+    elastic = spec["elasticPolicy"]
+    for machines in range(elastic["minReplicas"], elastic["maxReplicas"] + 1):
+        assert size % machines == 0

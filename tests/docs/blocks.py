@@ -3,7 +3,6 @@
 <!-- not run: REASON -->        what cannot be run in a test
 <!-- server -->                 runs until the next server or the page's end; what follows it is sent to it
 <!-- file: NAME -->             is written to a file; a program is run by a later block
-<!-- needs: DATA SET -->        this and all below it need a data set
 <!-- in the tests: A => B -->   A becomes B, to save time
 """
 
@@ -15,9 +14,7 @@ from pathlib import Path
 
 RUN = ("sh", "python")
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.M | re.S)
-_COMMENT = re.compile(
-    r"<!-- (not run|server|file|needs|in the tests)(?:: ((?:(?!-->).)+))? -->\n$", re.S
-)
+_COMMENT = re.compile(r"<!-- (not run|server|file|in the tests)(?:: ((?:(?!-->).)+))? -->\n$", re.S)
 
 
 @dataclass(frozen=True)

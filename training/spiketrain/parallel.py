@@ -11,6 +11,7 @@ import functools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -21,6 +22,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spiketrain.data.base import Share
 
 T = TypeVar("T")
+
+# How long a process waits for the others before it gives up, so that torchrun can start those that are left. A machine that
+# loses its power does not say so.
+TIMEOUT = "SPIKETRAIN_TIMEOUT_SECONDS"
+_TIMEOUT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -71,14 +77,29 @@ class Group:
 
 
 def join(device_type: str) -> Group:
-    """The group that torchrun's environment describes: NCCL between GPUs, Gloo between processors."""
+    """The group that torchrun's environment describes: NCCL between GPUs, Gloo between processors.
+
+    Raises ValueError where $SPIKETRAIN_TIMEOUT_SECONDS is no number of seconds.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Group()
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device_type == "cuda" else "gloo")
+        backend = "nccl" if device_type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=_timeout())
     rank = distributed.get_rank()
     return Group(rank, world, int(os.environ.get("LOCAL_RANK", rank)))
+
+
+def _timeout() -> timedelta:
+    given = os.environ.get(TIMEOUT, str(_TIMEOUT_SECONDS))
+    try:
+        seconds = float(given)
+        if not 0 < seconds < 1e7:
+            raise ValueError(seconds)
+    except ValueError:
+        raise ValueError(f"{TIMEOUT} is {given!r}: give seconds, such as 600") from None
+    return timedelta(seconds=seconds)
 
 
 def share_batch_norms(network: nn.Module) -> None:

@@ -303,31 +303,33 @@ class Run:
                 "use another folder, or delete it to start anew"
             )
         everyone = saved.get("processes", [{"torch": saved["torch"]}])
-        if len(everyone) != self.group.world:
-            raise TrainingError(
-                f"{self.last_path} was written by {len(everyone)} processes, now there are {self.group.world}: "
-                "go on with as many, or use another folder"
-            )
         self.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
         self.draws.set_state(saved["draws"])
+        self.epoch, self.best = saved["epoch"], saved["best"]
+        if len(everyone) != self.group.world:
+            # A machine was lost, or came back: only dropout is drawn by each process for itself, and begins anew.
+            torch.manual_seed(hash((self.recipe.training.seed, self.epoch, self.group.rank)))
+            return
         drawn = everyone[self.group.rank]
         torch.set_rng_state(drawn["torch"])
         if self.device.type == "cuda" and "cuda" in drawn:
             torch.cuda.set_rng_state(drawn["cuda"], self.device)
-        self.epoch, self.best = saved["epoch"], saved["best"]
 
 
-def training_device(wanted: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises TrainingError for a GPU where there is none."""
+def training_device(wanted: str, said_by: str = "training.device") -> torch.device:
+    """`auto` is the GPU where there is one. Raises TrainingError for a GPU where there is none, and for no device."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(wanted)
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise TrainingError(f"{said_by} is {wanted}: expected cpu, cuda, cuda:1 or auto") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise TrainingError(
-            f"training.device is {wanted}, but torch sees no GPU: it needs an NVIDIA driver and a torch with CUDA "
-            f"(this is torch {torch.__version__}); or train with --device cpu"
+            f"{said_by} is {wanted}, but torch sees no GPU: it needs an NVIDIA driver and a torch with CUDA "
+            f"(this is torch {torch.__version__}); or take --device cpu"
         )
     return device
 

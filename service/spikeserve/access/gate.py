@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import threading
 from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -44,13 +45,17 @@ class _Use:
 
 
 class Gate:
-    """To be used on one event loop. Raises KeysError where the settings' file of keys cannot be used."""
+    """Pictures and the rest come on two event loops, so what is counted is under a lock.
+
+    Raises KeysError where the settings' file of keys cannot be used.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._keyring = None if settings.keys is None else Keyring(settings.keys)
         self._uses: dict[str, _Use] = {}
         self._requests = 0
+        self._lock = threading.Lock()
         self._closed = False
         rate = settings.events_per_second
         self._events = None if rate is None else Bucket(rate, rate)
@@ -74,15 +79,17 @@ class Gate:
         caller = self._authorised(scopes, credentials, admin_port)
         current_caller.set(caller)
         kind = "streams" if scopes == ("stream",) else "requests"
-        use = self._use(caller)
-        self._check(caller, use, kind)
-        use.open[kind] += 1
-        self._requests += kind == "requests"
+        with self._lock:
+            use = self._use(caller)
+            self._check(caller, use, kind)
+            use.open[kind] += 1
+            self._requests += kind == "requests"
         try:
             yield caller
         finally:
-            use.open[kind] -= 1
-            self._requests -= kind == "requests"
+            with self._lock:
+                use.open[kind] -= 1
+                self._requests -= kind == "requests"
 
     def close(self) -> None:
         """Nobody is let in any more; who is in may finish."""
@@ -91,7 +98,8 @@ class Gate:
     @property
     def busy(self) -> bool:
         """Whether somebody is in."""
-        return any(use.open.total() for use in self._uses.values())
+        with self._lock:
+            return any(use.open.total() for use in self._uses.values())
 
     @contextlib.contextmanager
     def metered(self, stream: Metered) -> Generator[None]:
@@ -106,7 +114,10 @@ class Gate:
 
     def _count(self, events: int) -> None:
         caller = current_caller.get()
-        use = self._use(caller)
+        with self._lock:
+            self._take(caller, self._use(caller), events)
+
+    def _take(self, caller: Caller, use: _Use, events: int) -> None:
         if use.events is not None and (wait := use.events.take(events)):
             raise _over(caller, f"{use.events.rate:g} events a second", "events_per_second", wait)
         if self._events is not None and (wait := self._events.take(events)):
@@ -164,8 +175,18 @@ class Gate:
             )
             if use is not None:
                 fresh.open = use.open
+            else:
+                self._forget_revoked()
             self._uses[name] = use = fresh
         return use
+
+    def _forget_revoked(self) -> None:
+        """Keys that are replaced again and again leave nothing behind."""
+        if self._keyring is None:
+            return
+        for name, use in list(self._uses.items()):
+            if name and not use.open.total() and not self._keyring.knows(name):
+                del self._uses[name]
 
     def _check(self, caller: Caller, use: _Use, kind: str) -> None:
         most = use.limits.max_streams if kind == "streams" else use.limits.max_requests

@@ -31,6 +31,10 @@ class Keyring:
         entry = self._keys.get(digest(key))
         return None if entry is None or entry.expired(datetime.now(UTC)) else entry
 
+    def knows(self, name: str) -> bool:
+        """Whether a key of this name is in the file, expired or not."""
+        return any(entry.name == name for entry in self._keys.values())
+
     def _look(self) -> None:
         """When somebody asks, and once a second at most: idle, this costs nothing."""
         now = self._clock()

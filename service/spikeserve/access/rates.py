@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Bucket:
-    """A token bucket: holds `burst` at most, and is filled with `rate` a second. To be used on one event loop."""
+    """A token bucket: holds `burst` at most, and is filled with `rate` a second. Not for several threads at once."""
 
     def __init__(
         self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic

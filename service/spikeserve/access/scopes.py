@@ -18,6 +18,7 @@ _ROUTES: dict[str, tuple[Scope, ...]] = {
     "/v2/health/ready": _OPEN,
     "/docs": _OPEN,
     "/openapi.json": _OPEN,
+    "/": _ANY,
     "/v2": _ANY,
     "/models": _ANY,
     "/models/{name}": _ANY,

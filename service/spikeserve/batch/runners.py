@@ -87,12 +87,14 @@ def on_ray(
             raise BatchError(f"no Ray cluster answers at {address}: {error}") from error
     by_number = {piece.number: piece for piece in pieces}
     rows = [{"piece": pickle.dumps(piece)} for piece in pieces]
-    # A block for each piece, so that one that is lost is all that has to be done again.
+    most = min(workers, len(pieces))
+    # A block for each piece, so that one that is lost is all that has to be done again. All workers are started at once, and the
+    # work goes on with those that there are, be it one.
     data: Any = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _RayWorker,
         fn_constructor_args=(job,),
         batch_size=1,
-        concurrency=(1, min(workers, len(pieces))),
+        concurrency=(1, most, most),
         num_cpus=1,
     )
     for row in data.iter_rows():

@@ -23,10 +23,12 @@ from spikeserve.client.events import EventStream, StreamClient
 from spikeserve.client.events_async import AsyncEventStream, AsyncStreamClient
 from spikeserve.client.http import AsyncClient, ClassifyTerms, Client
 from spikeserve.client.packets import Advance, Packet, Words, cut, cut_words, paced
+from spikeserve.client.retries import RETRY_OPTIONS
 from spikeserve.client.terms import StreamTerms
 from spikeserve.client.timeline import RecordingTerms, Stretch, Timeline, TimelineWindow
 
 __all__ = [
+    "RETRY_OPTIONS",
     "Advance",
     "AsyncClient",
     "AsyncEventStream",

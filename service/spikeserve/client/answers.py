@@ -75,9 +75,12 @@ class Drops:
     lost_packets: int
     repeated_packets: int
     filtered_events: int = 0
+    dropped_answers: int = 0
+    refused_messages: int = 0
 
     def __bool__(self) -> bool:
-        return any((self.late_events, self.outside_events, self.skipped_windows, self.lost_packets))
+        lost = (self.lost_packets, self.dropped_answers, self.refused_messages)
+        return any((self.late_events, self.outside_events, self.skipped_windows, *lost))
 
 
 @dataclass(frozen=True)

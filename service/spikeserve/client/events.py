@@ -223,7 +223,7 @@ class _Sender:
 
     def arrived(self) -> None:
         with self._outbox_lock:
-            self._outbox.arrived(self._progress.sequence)
+            self._outbox.arrived(self._progress.confirmed)
 
     def stop(self) -> None:
         """Send nothing more."""

@@ -240,7 +240,7 @@ class _Sender:
         self._opened.set()
 
     def arrived(self, opened: bool) -> None:
-        self._outbox.arrived(self._progress.sequence)
+        self._outbox.arrived(self._progress.confirmed)
         if opened:
             self._opened.set()
 

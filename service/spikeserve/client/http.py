@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +16,7 @@ import httpx
 from spikeserve.client.answers import Classification, ModelSummary, Prediction
 from spikeserve.client.connection import api_key
 from spikeserve.client.errors import ClientError, ServerError, UnreachableError, seconds
+from spikeserve.client.retries import DEFAULT_RETRIES, Attempts
 from spikeserve.client.timeline import RecordingTerms, Timeline, recording_query
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -47,6 +50,7 @@ class Client:
     """A server's REST interface at `url`. Raises ClientError; `timeout` is in seconds, for one request.
 
     `key` is an API key, unless given that of the environment, SPIKESERVE_API_KEY; `verify` is as httpx has it, for TLS.
+    Where the connection breaks, or the server refuses for now (503), a request is sent again, `retries` times at most.
     """
 
     def __init__(
@@ -56,9 +60,11 @@ class Client:
         *,
         key: str | None = None,
         verify: ssl.SSLContext | bool = True,
+        retries: int = DEFAULT_RETRIES,
     ) -> None:
         self._url = url.rstrip("/")
         self._timeout = timeout
+        self._retries = retries
         self._http = httpx.Client(timeout=timeout, headers=dict(api_key(key)), verify=verify)
 
     def classify(self, image: Image, **terms: Unpack[ClassifyTerms]) -> Classification:
@@ -108,11 +114,21 @@ class Client:
         content: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> dict[str, Any]:
+        attempts = Attempts(self._retries, self._timeout)
         with _transport_errors(self._url):
-            response = self._http.request(
-                method, self._url + path, params=query, content=content, headers=headers
-            )
-        return _checked(response, self._url)
+            while True:
+                try:
+                    response = self._http.request(
+                        method, self._url + path, params=query, content=content, headers=headers
+                    )
+                    pause = attempts.pause(response)
+                except httpx.TransportError as error:
+                    pause = attempts.pause(error)
+                    if pause is None:
+                        raise
+                if pause is None:
+                    return _checked(response, self._url)
+                time.sleep(pause)
 
 
 class AsyncClient:
@@ -125,9 +141,11 @@ class AsyncClient:
         *,
         key: str | None = None,
         verify: ssl.SSLContext | bool = True,
+        retries: int = DEFAULT_RETRIES,
     ) -> None:
         self._url = url.rstrip("/")
         self._timeout = timeout
+        self._retries = retries
         self._http = httpx.AsyncClient(timeout=timeout, headers=dict(api_key(key)), verify=verify)
 
     async def classify(self, image: bytes, **terms: Unpack[ClassifyTerms]) -> Classification:
@@ -177,11 +195,21 @@ class AsyncClient:
         content: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> dict[str, Any]:
+        attempts = Attempts(self._retries, self._timeout)
         with _transport_errors(self._url):
-            response = await self._http.request(
-                method, self._url + path, params=query, content=content, headers=headers
-            )
-        return _checked(response, self._url)
+            while True:
+                try:
+                    response = await self._http.request(
+                        method, self._url + path, params=query, content=content, headers=headers
+                    )
+                    pause = attempts.pause(response)
+                except httpx.TransportError as error:
+                    pause = attempts.pause(error)
+                    if pause is None:
+                        raise
+                if pause is None:
+                    return _checked(response, self._url)
+                await asyncio.sleep(pause)
 
 
 class _transport_errors:  # noqa: N801 - reads as a statement

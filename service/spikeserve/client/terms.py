@@ -8,10 +8,19 @@ from typing import TypeAlias, TypedDict
 from spikeserve.client.answers import Decision, Drops, Ended, Opened, Prediction, Window
 from spikeserve.grpc import rules
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
+from spikeserve.settings import SlowPolicy
 from spiketrain.manifest import CountWindow, DurationWindow
 from spiketrain.stream_rules import DecisionRule, FilterRule
 
 WindowRule: TypeAlias = DurationWindow | CountWindow
+
+_SLOW: dict[SlowPolicy | None, pb.SlowClient.ValueType] = {
+    None: pb.SLOW_CLIENT_UNSPECIFIED,
+    "wait": pb.SLOW_CLIENT_WAIT,
+    "drop-oldest": pb.SLOW_CLIENT_DROP_OLDEST,
+    "refuse": pb.SLOW_CLIENT_REFUSE,
+    "close": pb.SLOW_CLIENT_CLOSE,
+}
 
 
 class StreamTerms(TypedDict, total=False):
@@ -20,7 +29,8 @@ class StreamTerms(TypedDict, total=False):
     `sensor` is width and height, checked against the model's; `start_us` the stream time at which the first window
     begins, unless given that of the first event; `lateness_us` how long a window waits for events out of order.
     `filters` lead from the sensor to the model's; another `window` rule than the model's needs `force`; with `decision`
-    the answers have one. `top_k` classes are answered; `rates` says whether with the firing rates of the layers.
+    the answers have one. `top_k` classes are answered; `rates` says whether with the firing rates of the layers. `slow`
+    says what the server does when the answers are not read: wait, drop-oldest, refuse or close.
     """
 
     model: str | None
@@ -34,6 +44,7 @@ class StreamTerms(TypedDict, total=False):
     force: bool
     decision: DecisionRule | None
     top_k: int | None
+    slow: SlowPolicy | None
 
 
 def open_message(terms: StreamTerms, resumable: bool) -> pb.OpenStream:
@@ -51,6 +62,7 @@ def open_message(terms: StreamTerms, resumable: bool) -> pb.OpenStream:
         top_k=terms.get("top_k"),
         start_us=terms.get("start_us"),
         resumable=resumable,
+        slow=_SLOW[terms.get("slow")],
     )
     window, decision = terms.get("window"), terms.get("decision")
     if isinstance(window, DurationWindow):
@@ -72,12 +84,19 @@ class Progress:
         self.ended: Ended | None = None
         self.next_window = 0
         self.sequence = 0
+        self._saves = False
+        self._saved = 0
         self.reconnects = 0
         self.lost_windows = 0
 
     @property
     def resumable(self) -> bool:
         return bool(self._token)
+
+    @property
+    def confirmed(self) -> int:
+        """The last packet that need not be sent again, even if the server is killed."""
+        return min(self.sequence, self._saved) if self._saves else self.sequence
 
     def opening(self) -> pb.EventMessage:
         """The first message of a connection."""
@@ -94,7 +113,9 @@ class Progress:
     def take(self, answer: pb.EventAnswer) -> Window | None:
         """Keeps what the first and the last answer say; gives the others, each once."""
         kind = answer.WhichOneof("kind")
+        self._saved = answer.saved_sequence
         if kind == "opened":
+            self._saves = answer.opened.saves
             self._token = answer.opened.resume_token
             self.sequence = answer.opened.last_sequence
             if answer.opened.resumed:
@@ -165,4 +186,6 @@ def _drops(message: pb.Drops) -> Drops:
         lost_packets=message.lost_packets,
         repeated_packets=message.repeated_packets,
         filtered_events=message.filtered_events,
+        dropped_answers=message.dropped_answers,
+        refused_messages=message.refused_messages,
     )

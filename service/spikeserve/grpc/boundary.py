@@ -157,6 +157,8 @@ async def _abort(context: Context, error: ServiceError, call: Call) -> None:
     metadata = [*call.metadata, ("error-type", error.kind.slug)]
     if error.retry_after is not None:
         metadata.append(("retry-after", str(math.ceil(error.retry_after))))
+        # gRPC's own name for it, which clients with a retry policy keep to.
+        metadata.append(("grpc-retry-pushback-ms", str(math.ceil(1000 * error.retry_after))))
     await context.abort(grpc.StatusCode[error.kind.grpc_status], error.message, tuple(metadata))
 
 

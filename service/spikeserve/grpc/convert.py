@@ -12,7 +12,8 @@ from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.grpc import rules
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.repository import ModelInfo
-from spikeserve.streams import Session, StreamOptions, WindowAnswer
+from spikeserve.settings import SlowPolicy
+from spikeserve.streams import Refusal, Session, StreamOptions, WindowAnswer
 from spiketrain.events import wire
 from spiketrain.manifest import CountWindow, DurationWindow
 
@@ -28,6 +29,14 @@ PRIORITIES: dict[int, Priority | None] = {
     pb.PRIORITY_HIGH: Priority.HIGH,
     pb.PRIORITY_NORMAL: Priority.NORMAL,
     pb.PRIORITY_LOW: Priority.LOW,
+}
+
+SLOW_CLIENTS: dict[int, SlowPolicy | None] = {
+    pb.SLOW_CLIENT_UNSPECIFIED: None,
+    pb.SLOW_CLIENT_WAIT: "wait",
+    pb.SLOW_CLIENT_DROP_OLDEST: "drop-oldest",
+    pb.SLOW_CLIENT_REFUSE: "refuse",
+    pb.SLOW_CLIENT_CLOSE: "close",
 }
 
 T = TypeVar("T")
@@ -94,6 +103,7 @@ def stream_options(message: pb.OpenStream) -> StreamOptions:
         force=message.force,
         decision=decision,
         top_k=message.top_k if message.HasField("top_k") else None,
+        slow=_named(SLOW_CLIENTS, "slow", message.slow),
     )
 
 
@@ -134,8 +144,19 @@ def stream_opened(session: Session, resumed: bool, resume_seconds: float) -> pb.
 
 
 def stream_ended(session: Session) -> pb.StreamEnded:
-    return pb.StreamEnded(
-        windows=session.windows, events=session.events, drops=_drops(*session.drops)
+    drops = _drops(*session.drops)
+    drops.dropped_answers = session.dropped_answers
+    drops.refused_messages = session.refused_messages
+    return pb.StreamEnded(windows=session.windows, events=session.events, drops=drops)
+
+
+def refused(refusal: Refusal) -> pb.Refused:
+    return pb.Refused(
+        messages=refusal.messages,
+        first_sequence=refusal.first_sequence,
+        last_sequence=refusal.last_sequence,
+        error_type=refusal.error.kind.slug,
+        message=refusal.error.message,
     )
 
 

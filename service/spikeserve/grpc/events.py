@@ -1,7 +1,7 @@
-"""One connection of an event stream: messages in, answers out, one at a time.
+"""One connection of an event stream: messages in, answers out.
 
-Nothing is read before the answers to what was read have been written, so a client that does not read its answers
-stops its own stream and holds nothing but its place, until the stream has been idle for too long.
+A message is read when the one before it has been taken in, and its answers are on their way out (streams.outlet), where
+a client that does not read them meets the server's policy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spikeserve.grpc import convert
 from spikeserve.grpc.boundary import Context, Unreadable, current_call, unreadable
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.settings import Settings
-from spikeserve.streams import Packet, Session, Streams, WindowAnswer
+from spikeserve.streams import Packet, Refusal, Session, SlowClientError, Streams, WindowAnswer
 from spikeserve.streams.terms import shutting_down
 from spiketrain.events import wire
 
@@ -31,6 +31,14 @@ class _TakenOverError(ServiceError):
         super().__init__(
             ErrorKind.CANCELLED, "the stream was resumed by another connection, and goes on there"
         )
+
+
+class _KeptError(ServiceError):
+    """Only the connection ends: the stream is kept for a client that comes back."""
+
+
+class _SilentError(Exception):
+    """Nothing has come for too long from a client that may come back."""
 
 
 class _LeavingError(Exception):
@@ -54,15 +62,20 @@ async def serve_events(streams: Streams, settings: Settings, gate: Gate, context
     session, resumed = await _session(streams, settings, opening)
     model = session.stream.model
     current_call.get().answered_by(model.name, model.version)
-    conversation = _Conversation(session, gate, context)
+    conversation = _Conversation(streams, session, gate, context)
     try:
         await conversation.run(opening, resumed, streams.resume_seconds)
     except _TakenOverError:
         raise
     except _LeavingError:
         raise await _handed_over(streams, session) from None
+    except _SilentError:
+        raise _kept(streams, session, streams.silent()) from None
+    except SlowClientError as error:
+        raise _kept(streams, session, error) from None
     except ServiceError:
         streams.parking.forget(session)
+        streams.safekeeping.discard(session)
         raise
     finally:
         conversation.close()
@@ -86,20 +99,36 @@ async def _session(
 
 async def _handed_over(streams: Streams, session: Session) -> ServiceError:
     """What the client is told: with the token in the trailing metadata where it can go on elsewhere."""
-    kept = await streams.safekeeping.save(session)
+    kept = await streams.safekeeping.save(session, session.saving)
     if not kept or session.token is None:
         return shutting_down()
     streams.parking.forget(session)
-    current_call.get().told = (
-        ("resume-token", session.token),
-        ("last-sequence", str(session.last_sequence)),
-        ("next-window", str(session.next_window)),
-    )
+    _tell(session, session.token)
     return ServiceError(
         ErrorKind.UNAVAILABLE,
         f"the server is shutting down; the stream is kept for {streams.resume_seconds:g} s: go on with its token "
         "at another one",
         1.0,
+    )
+
+
+def _kept(streams: Streams, session: Session, error: ServiceError) -> ServiceError:
+    """The same error, with the token in the trailing metadata where the client may come back."""
+    if session.token is None:
+        return error
+    _tell(session, session.token)
+    return _KeptError(
+        error.kind,
+        f"{error.message}; it is kept for {streams.resume_seconds:g} s: go on with its token",
+        error.retry_after,
+    )
+
+
+def _tell(session: Session, token: str) -> None:
+    current_call.get().told = (
+        ("resume-token", token),
+        ("last-sequence", str(session.last_sequence)),
+        ("next-window", str(session.next_window)),
     )
 
 
@@ -132,12 +161,16 @@ def _name(message: pb.EventMessage) -> str:
 class _Conversation:
     """One connection's part of a session."""
 
-    def __init__(self, session: Session, gate: Gate, context: Context) -> None:
+    def __init__(self, streams: Streams, session: Session, gate: Gate, context: Context) -> None:
         self._gate = gate
         self._session = session
         self._context = context
+        self._classes = session.stream.model.manifest.classes
+        self._keeping = streams.safekeeping
+        self._outlet = streams.outlet(session, self._send)
         self._taken_over = session.taken_over
         self._leaving = session.leaving
+        self._silent = session.silent
         self._closed = asyncio.create_task(session.stream.wait_closed())
 
     async def run(self, opening: pb.OpenStream, resumed: bool, seconds: float) -> None:
@@ -148,10 +181,13 @@ class _Conversation:
     async def _converse(self, opening: pb.OpenStream, resumed: bool, seconds: float) -> None:
         session = self._session
         first, again = session.answers_from(opening.next_window) if resumed else (0, [])
+        await self._keeping.keep_up(session, wait=True)
         opened = convert.stream_opened(session, resumed, seconds)
         opened.next_window = first
+        opened.saves = session.token is not None and self._keeping.keeps_going
         await self._write(pb.EventAnswer(opened=opened))
-        await self._answer(again)
+        for answer in again:
+            await self._send(answer)
         while not session.finished:
             message = await self._context.read()
             if message is grpc.aio.EOF:
@@ -163,11 +199,15 @@ class _Conversation:
             session.acknowledge(checked.next_window)
             if checked.WhichOneof("kind") == "end":
                 break
-            await self._answer(await self._take(checked))
-        await self._answer(await session.finish())
+            if await self._outlet.admits(checked.events.sequence):
+                await self._outlet.send(await self._take(checked))
+                await self._keeping.keep_up(session)
+        await self._outlet.send(await session.finish())
+        await self._outlet.flush()
         await self._write(pb.EventAnswer(ended=convert.stream_ended(session)))
 
     def close(self) -> None:
+        self._outlet.close()
         self._closed.cancel()
 
     async def _take(self, message: pb.EventMessage) -> list[WindowAnswer]:
@@ -186,35 +226,50 @@ class _Conversation:
             f"a message is {_name(message)}: after `open` come `events`, `advance` and `end`",
         )
 
-    async def _answer(self, answers: list[WindowAnswer]) -> None:
-        classes = self._session.stream.model.manifest.classes
-        for answer in answers:
-            window = convert.window_answer(answer, classes)
-            await self._write(pb.EventAnswer(window=window))
+    async def _send(self, answer: WindowAnswer | Refusal) -> None:
+        if isinstance(answer, Refusal):
+            await self._write(pb.EventAnswer(refused=convert.refused(answer)))
+            return
+        window = convert.window_answer(answer, self._classes)
+        window.drops.dropped_answers = self._session.dropped_answers
+        window.drops.refused_messages = self._session.refused_messages
+        await self._write(pb.EventAnswer(window=window))
 
     async def _write(self, answer: pb.EventAnswer) -> None:
+        answer.saved_sequence = self._session.saved_sequence
         await self._context.write(answer)
 
     @contextmanager
     def _until_closed(self) -> Iterator[None]:
         """Interrupts what it is around. Waiting for each step beside the two futures would cost more than the step."""
         task = asyncio.current_task()
-        reasons: list[ServiceError | _LeavingError] = []
+        reasons: list[BaseException] = []
+
+        def reason(ended: asyncio.Future[Any]) -> BaseException | None:
+            if ended is self._leaving:
+                return _LeavingError()
+            if ended is self._silent:
+                return _SilentError()
+            if ended is self._taken_over:
+                return _TakenOverError()
+            if ended is self._outlet.failed:
+                return self._outlet.failed.result()
+            closed: ServiceError | None = ended.result()
+            return None if closed is None else closed.again()
 
         def interrupt(ended: asyncio.Future[Any]) -> None:
-            reason: ServiceError | _LeavingError | None
-            if ended is self._leaving:
-                reason = _LeavingError()
-            elif ended is self._taken_over:
-                reason = _TakenOverError()
-            else:
-                closed: ServiceError | None = ended.result()
-                reason = None if closed is None else closed.again()
-            if reason is not None and not reasons and task is not None:
-                reasons.append(reason)
+            why = reason(ended)
+            if why is not None and not reasons and task is not None:
+                reasons.append(why)
                 task.cancel()
 
-        ends: tuple[asyncio.Future[Any], ...] = (self._taken_over, self._leaving, self._closed)
+        ends: tuple[asyncio.Future[Any], ...] = (
+            self._taken_over,
+            self._leaving,
+            self._silent,
+            self._outlet.failed,
+            self._closed,
+        )
         for end in ends:
             end.add_done_callback(interrupt)
         try:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+import base64
+import binascii
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Sequence
 from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 
 from spikeserve.access import Gate
 from spikeserve.access.gate import credentials_from
-from spikeserve.access.keys import Scope
 from spikeserve.access.scopes import of_route
 from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.settings import Settings
 
-CHALLENGE = 'Bearer realm="spikeserve", Basic realm="spikeserve", charset="UTF-8"'
-"""What a refusal for want of a key says; browsers ask for the key as a password because of Basic."""
+CHALLENGE = 'Bearer realm="spikeserve"'
+"""What a refusal for want of a key says."""
+
+BROWSER_CHALLENGE = 'Basic realm="spikeserve", charset="UTF-8"'
+"""Beside it, to a browser that was led to a route itself: it then asks for the key, as a password. Chromium reads one
+challenge a header, so that this one has its own."""
+
+PROTOCOL = "spikeserve.v1"
+"""The WebSocket's subprotocol. A page cannot send headers with one, so its key comes as a second one that it offers."""
+
+_KEY_PROTOCOL = "spikeserve.key."
 
 
 def gated(gate: Gate, settings: Settings) -> Callable[[HTTPConnection], AsyncGenerator[None]]:
@@ -26,7 +37,7 @@ def gated(gate: Gate, settings: Settings) -> Callable[[HTTPConnection], AsyncGen
             yield
             return
         template = getattr(connection.scope.get("route"), "path", "")
-        scopes = of_page(template) or of_route(template)
+        scopes = () if of_page(connection, template) else of_route(template)
         admin_port = on_admin_port(connection)
         if scopes == ("admin",):
             connection.state.audit = True
@@ -38,14 +49,33 @@ def gated(gate: Gate, settings: Settings) -> Callable[[HTTPConnection], AsyncGen
     return admitted
 
 
-def of_page(template: str) -> tuple[Scope, ...]:
-    """Browsers ask for a key when they get the page; its parts need no more than that."""
-    return ("classify", "stream", "metrics", "admin") if template in ("/", "/web/{name}") else ()
+def of_page(connection: HTTPConnection, template: str) -> bool:
+    """The page's files are the same everywhere, and open: it is the page that asks for a key."""
+    return template == "/web/{name}" or (template == "/" and wants_page(connection))
+
+
+def wants_page(connection: HTTPConnection) -> bool:
+    """Whether this is a browser that was led here itself, and no program, nor a script of a page."""
+    return "text/html" in connection.headers.get("accept", "")
 
 
 def credentials(connection: HTTPConnection) -> str | None:
     headers = connection.headers
-    return credentials_from(headers.get("authorization"), headers.get("x-api-key"))
+    given = credentials_from(headers.get("authorization"), headers.get("x-api-key"))
+    if connection.scope["type"] != "websocket":
+        return given
+    # First, as X-Api-Key is: the rest may be meant for a proxy.
+    return _key_of_protocols(connection.scope.get("subprotocols") or ()) or given
+
+
+def _key_of_protocols(offered: Sequence[str]) -> str | None:
+    """The key in base64url, without padding, behind a fixed word."""
+    for each in offered:
+        if each.startswith(_KEY_PROTOCOL):
+            coded = each.removeprefix(_KEY_PROTOCOL)
+            with contextlib.suppress(binascii.Error, UnicodeDecodeError):
+                return base64.urlsafe_b64decode(coded + "=" * (-len(coded) % 4)).decode()
+    return None
 
 
 def on_admin_port(connection: HTTPConnection) -> bool:

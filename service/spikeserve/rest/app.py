@@ -20,7 +20,7 @@ from spikeserve.refusals import Refusals
 from spikeserve.repository import Repository
 from spikeserve.rest.access import gated
 from spikeserve.rest.admin import admin_router
-from spikeserve.rest.classify import classify_router
+from spikeserve.rest.classify import PictureRoute, classify_router
 from spikeserve.rest.columns import columns_router
 from spikeserve.rest.events import events_router
 from spikeserve.rest.middleware import RequestMiddleware
@@ -68,10 +68,10 @@ def create_app(
         receive_seconds=settings.receive_seconds,
     )
     if settings.cors_origins:
-        app.add_middleware(CORSMiddleware, **_cors(settings))
+        app.add_middleware(CORSMiddleware, **cors(settings))
     for kind in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handle)
-    app.include_router(classify_router(classifier, metrics, settings))
+    app.include_router(classify_router(PictureRoute(classifier, metrics, settings)))
     app.include_router(events_router(Recordings(streams, settings), metrics, settings))
     app.include_router(trace_router(tracer, settings))
     app.include_router(columns_router(streams, settings))
@@ -87,7 +87,8 @@ def create_app(
     return app
 
 
-def _cors(settings: Settings) -> dict[str, Any]:
+def cors(settings: Settings) -> dict[str, Any]:
+    """From where browsers may come, and what they may send and see."""
     return {
         "allow_origins": list(settings.cors_origins),
         "allow_methods": ["GET", "POST", "PUT"],

@@ -14,6 +14,9 @@ from spikeserve.errors import ErrorKind, ServiceError
 
 T = TypeVar("T")
 
+# To look for a client takes a task of its own, which is a good part of what a small picture costs.
+_UNWATCHED_SECONDS = 0.02
+
 
 async def read_body(request: Request, limit: int, encodings: Sequence[str] = ()) -> bytes:
     """All of the body, at most `limit` bytes, in one of these content encodings or in none.
@@ -42,18 +45,48 @@ async def read_body(request: Request, limit: int, encodings: Sequence[str] = ())
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client leaves. The body must have been read."""
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request))
+    """The result of `work`, which is cancelled when the client leaves. The body must have been read.
+
+    Nobody looks for the client in the first moments, in which most requests are answered.
+    """
+    watch = _Watch(request)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise _gone()
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if watch.gone and not watch.task.uncancel():
+            raise _gone() from None
+        raise
     finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.wait({task, gone})
+        watch.end()
+
+
+class _Watch:
+    """Cancels the running task when the request's client leaves, until it is ended."""
+
+    def __init__(self, request: Request) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("only a task can be cancelled")
+        self.task = task
+        self.gone = False
+        self._request = request
+        self._looking: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_UNWATCHED_SECONDS, self._look)
+
+    def end(self) -> None:
+        self._timer.cancel()
+        if self._looking is not None:
+            self._looking.remove_done_callback(self._left)
+            self._looking.cancel()
+
+    def _look(self) -> None:
+        self._looking = asyncio.create_task(_disconnected(self._request))
+        self._looking.add_done_callback(self._left)
+
+    def _left(self, looked: asyncio.Task[None]) -> None:
+        if not looked.cancelled() and looked.exception() is None:
+            self.gone = True
+            self.task.cancel()
 
 
 async def _disconnected(request: Request) -> None:

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from spikeserve import __version__
 from spikeserve.errors import ErrorKind, ServiceError
+from spikeserve.rest.access import wants_page
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -72,7 +73,7 @@ def page_router() -> APIRouter:
 
     @router.get("/", include_in_schema=False)
     async def root(request: Request) -> Response:
-        if "text/html" in request.headers.get("accept", ""):
+        if wants_page(request):
             return _reply(found[_INDEX], request)
         content = {"name": "spikeserve", "version": __version__, "routes": list(_ROUTES)}
         return JSONResponse(content, headers={"Vary": "Accept"})

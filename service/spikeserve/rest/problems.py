@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from spikeserve import logs
 from spikeserve.errors import ErrorKind, ServiceError
-from spikeserve.rest.access import CHALLENGE
+from spikeserve.rest.access import BROWSER_CHALLENGE, CHALLENGE, wants_page
 from spikeserve.rest.v2_errors import is_v2, v2_error
 
 MEDIA_TYPE = "application/problem+json"
@@ -118,4 +118,7 @@ async def handle(request: Request, error: Exception) -> Response:
     if is_v2(request.url.path):
         return v2_error(translated)
     headers = error.headers if isinstance(error, HTTPException) else None
-    return problem(translated, request.state.request_id, headers)
+    reply = problem(translated, request.state.request_id, headers)
+    if translated.kind is ErrorKind.UNAUTHENTICATED and wants_page(request):
+        reply.headers.append("WWW-Authenticate", BROWSER_CHALLENGE)
+    return reply

@@ -3,11 +3,15 @@
 The client's first message is text, the terms as `POST /classify/events` has them in its query: {"open": {"model": ...,
 "sensor": "34x34"}}. Events follow as binary messages: 8 bytes base time (int64, little-endian, microseconds), then
 columns as spikeserve.v1 has them (spiketrain.events.wire, COLUMNS_V1). {"advance": 120000} says that no earlier event
-follows, {"end": true} that nothing does.
+follows, {"end": true} that nothing does. "slow" in the terms says what happens when the client does not read its answers.
 
 The server answers in text: {"opened": ...}, one {"window": ...} for each window that closes, {"ended": ...}; or
-{"error": ...}, which is a problem as the other routes have it, and closes. Nothing is read before the answers to what
-was read have been sent.
+{"error": ...}, which is a problem as the other routes have it, and closes; or {"refused": ...} for messages that it has
+not taken in, with such a problem and their number.
+
+A page cannot send headers with a WebSocket: where the server asks for a key, it offers the subprotocols "spikeserve.v1" and
+"spikeserve.key." followed by the key in base64url. A page that is refused is told why in {"error": ...} rather than by a status,
+which it could not see.
 """
 
 from __future__ import annotations
@@ -18,12 +22,14 @@ import json
 import struct
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter
 from pydantic import ValidationError
+from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from spikeserve import logs
@@ -32,12 +38,20 @@ from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.metrics import Metrics
 from spikeserve.refusals import Refusals
 from spikeserve.requests import request_id
-from spikeserve.rest.access import credentials
+from spikeserve.rest.access import PROTOCOL, credentials
 from spikeserve.rest.event_replies import window_reply
 from spikeserve.rest.events import EventsOptions
 from spikeserve.rest.problems import describe, problem, translate
-from spikeserve.settings import Settings
-from spikeserve.streams import Packet, Session, Streams, WindowAnswer
+from spikeserve.settings import Settings, SlowPolicy
+from spikeserve.streams import (
+    Outlet,
+    Packet,
+    Refusal,
+    Session,
+    StreamOptions,
+    Streams,
+    WindowAnswer,
+)
 from spiketrain.events import wire
 from spiketrain.manifest import DurationWindow
 
@@ -46,6 +60,7 @@ T = TypeVar("T")
 ROUTE = "/events"
 _BASE = struct.Struct("<q")
 _MOST_TEXT = 1 << 14
+_FAREWELL_SECONDS = 5.0
 # Close codes of RFC 6455 and its registry: policy violation, internal error, try again later.
 _VIOLATION, _INTERNAL, _LATER = 1008, 1011, 1013
 _CODES = {
@@ -65,17 +80,18 @@ def websocket_router(
         call = _Call(request_id(websocket.headers.get("x-request-id")))
         began = time.perf_counter()
         failure: ServiceError | None = None
+        own_page = False
         try:
-            _check_origin(websocket)
+            own_page = _is_of_own_page(websocket)
             with gate.admit(("stream",), credentials(websocket)):
-                await websocket.accept(headers=[(b"x-request-id", call.request_id.encode())])
+                await _accept(websocket, call)
                 await _Conversation(websocket, streams, settings, call, gate).run()
         except WebSocketDisconnect:
             pass
         except Exception as error:
             failure = translate(error, f"WebSocket {ROUTE}")
             refusals.add(ROUTE, failure, call.request_id)
-            await _refuse(websocket, failure, call.request_id)
+            await _refuse(websocket, failure, call, own_page)
         finally:
             code = "101" if failure is None else str(failure.kind.http_status)
             metrics.request(ROUTE, code, call.model, call.version)
@@ -100,6 +116,15 @@ class _Call:
     version: str | None = None
 
 
+class LiveOptions(EventsOptions):
+    """The terms of a stream over a WebSocket."""
+
+    slow: SlowPolicy | None = None
+
+    def terms(self) -> StreamOptions:
+        return replace(super().terms(), slow=self.slow)
+
+
 class _Conversation:
     def __init__(
         self,
@@ -115,6 +140,7 @@ class _Conversation:
         self._settings = settings
         self._call = call
         self._closed: asyncio.Task[ServiceError | None] | None = None
+        self._outlet: Outlet | None = None
 
     async def run(self) -> None:
         """Raises ServiceError, and WebSocketDisconnect when the client has left. The stream is closed in any case."""
@@ -124,18 +150,21 @@ class _Conversation:
         session = Session(stream, self._settings, self._streams.workers, (terms, encoding))
         self._call.model, self._call.version = stream.model.name, stream.model.version
         self._closed = asyncio.create_task(stream.wait_closed())
+        self._outlet = outlet = self._streams.outlet(session, partial(self._send, session))
         try:
-            await self._send({"opened": _opened(session)})
-            while (answers := await self._next(session)) is not None:
-                await self._answer(session, answers)
-            await self._answer(session, await self._unless_closed(session.finish()))
-            await self._send({"ended": _ended(session)})
+            await self._write({"opened": _opened(session)})
+            while (answers := await self._next(session, outlet)) is not None:
+                await self._unless_closed(outlet.send(answers))
+            await self._unless_closed(outlet.send(await self._unless_closed(session.finish())))
+            await self._unless_closed(outlet.flush())
+            await self._write({"ended": _ended(session)})
             await self._websocket.close()
         finally:
+            outlet.close()
             session.end(None)
             self._closed.cancel()
 
-    async def _opening(self) -> EventsOptions:
+    async def _opening(self) -> LiveOptions:
         idle = self._settings.stream_idle_seconds
         try:
             async with asyncio.timeout(idle):
@@ -148,7 +177,7 @@ class _Conversation:
         if not isinstance(given, dict):
             raise _malformed('the first message must be {"open": {...}}, as text')
         try:
-            options = EventsOptions.model_validate(given)
+            options = LiveOptions.model_validate(given)
         except ValidationError as error:
             raise ServiceError(ErrorKind.IMPOSSIBLE, f"open: {describe(error)}") from None
         if options.format is not None or options.topic is not None:
@@ -157,12 +186,15 @@ class _Conversation:
             )
         return options
 
-    async def _next(self, session: Session) -> list[WindowAnswer] | None:
+    async def _next(self, session: Session, outlet: Outlet) -> list[WindowAnswer] | None:
         """The answers to the next message; None where it was the last."""
         message = await self._unless_closed(self._receive())
         if isinstance(message, bytes):
+            packet = _packet(message)
+            if not await self._unless_closed(outlet.admits()):
+                return []
             with self._gate.metered(session):
-                return await self._unless_closed(session.feed(_packet(message)))
+                return await self._unless_closed(session.feed(packet))
         said = _said(message)
         if said == {"end": True}:
             return None
@@ -171,6 +203,8 @@ class _Conversation:
             raise _malformed(
                 'after `open` come events, as binary messages, {"advance": MICROSECONDS} and {"end": true}'
             )
+        if not await self._unless_closed(outlet.admits()):
+            return []
         return await self._unless_closed(session.advance(t_us))
 
     async def _receive(self) -> str | bytes:
@@ -186,13 +220,18 @@ class _Conversation:
             )
         return content
 
-    async def _answer(self, session: Session, answers: list[WindowAnswer]) -> None:
-        classes = session.stream.model.manifest.classes
-        for answer in answers:
-            await self._send({"window": _window(answer, classes)})
+    async def _send(self, session: Session, answer: WindowAnswer | Refusal) -> None:
+        if isinstance(answer, Refusal):
+            said = json.loads(bytes(problem(answer.error, self._call.request_id).body))
+            await self._text({"refused": {"messages": answer.messages, "error": said}})
+        else:
+            await self._text({"window": _window(answer, session)})
 
-    async def _send(self, content: dict[str, Any]) -> None:
-        await self._unless_closed(self._websocket.send_text(json.dumps(content)))
+    async def _write(self, content: dict[str, Any]) -> None:
+        await self._unless_closed(self._text(content))
+
+    async def _text(self, content: dict[str, Any]) -> None:
+        await self._websocket.send_text(json.dumps(content))
 
     async def _unless_closed(self, action: Awaitable[T]) -> T:
         """The result of `action`, or the reason for which the server closed the stream meanwhile."""
@@ -200,8 +239,12 @@ class _Conversation:
         waiting: set[asyncio.Future[Any]] = {task}
         if self._closed is not None:
             waiting.add(self._closed)
+        if self._outlet is not None:
+            waiting.add(self._outlet.failed)
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done() and self._outlet is not None and self._outlet.failed.done():
+                raise self._outlet.failed.result()
             if not task.done() and self._closed is not None:
                 reason = self._closed.result()
                 if reason is not None:
@@ -211,29 +254,46 @@ class _Conversation:
             task.cancel()
 
 
-def _check_origin(websocket: WebSocket) -> None:
-    """A page of another site could otherwise use its visitor's place in the network. Programs name no origin."""
+async def _accept(websocket: WebSocket, call: _Call) -> None:
+    offered = websocket.scope.get("subprotocols") or ()
+    await websocket.accept(
+        subprotocol=PROTOCOL if PROTOCOL in offered else None,
+        headers=[(b"x-request-id", call.request_id.encode())],
+    )
+
+
+def _is_of_own_page(websocket: WebSocket) -> bool:
+    """Programs name no origin. Raises ServiceError for a page of another site: it could otherwise use its visitor's
+    place in the network."""
     origin = websocket.headers.get("origin")
     if origin is None:
-        return
+        return False
     here = websocket.headers.get("host", "")
     if urlsplit(origin).netloc.lower() != here.lower():
         raise ServiceError(
             ErrorKind.FORBIDDEN,
             f"pages of another origin may not open streams; this server is {here or 'unnamed'}",
         )
+    return True
 
 
-async def _refuse(websocket: WebSocket, error: ServiceError, request_id: str) -> None:
-    reply = problem(error, request_id)
-    # The client may have gone, which is known only when something is sent to it.
-    with contextlib.suppress(RuntimeError, WebSocketDisconnect):
-        if websocket.application_state is WebSocketState.CONNECTING:
-            await websocket.send_denial_response(reply)
-        elif websocket.application_state is WebSocketState.CONNECTED:
-            said = json.dumps({"error": json.loads(bytes(reply.body))})
-            await websocket.send_text(said)
-            await websocket.close(_CODES.get(error.kind, _VIOLATION), error.kind.title)
+async def _refuse(websocket: WebSocket, error: ServiceError, call: _Call, own_page: bool) -> None:
+    reply = problem(error, call.request_id)
+    # The client may have gone, which is known only when something is sent to it; or it does not read.
+    with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
+        async with asyncio.timeout(_FAREWELL_SECONDS):
+            if own_page and websocket.application_state is WebSocketState.CONNECTING:
+                await _accept(websocket, call)
+            await _say(websocket, error, reply)
+
+
+async def _say(websocket: WebSocket, error: ServiceError, reply: Response) -> None:
+    if websocket.application_state is WebSocketState.CONNECTING:
+        await websocket.send_denial_response(reply)
+    elif websocket.application_state is WebSocketState.CONNECTED:
+        said = json.dumps({"error": json.loads(bytes(reply.body))})
+        await websocket.send_text(said)
+        await websocket.close(_CODES.get(error.kind, _VIOLATION), error.kind.title)
 
 
 def _packet(message: bytes) -> Packet:
@@ -268,8 +328,8 @@ def _opened(session: Session) -> dict[str, Any]:
     }
 
 
-def _window(answer: WindowAnswer, classes: tuple[str, ...]) -> dict[str, Any]:
-    content = window_reply(answer, classes).model_dump()
+def _window(answer: WindowAnswer, session: Session) -> dict[str, Any]:
+    content = window_reply(answer, session.stream.model.manifest.classes).model_dump()
     return content | {
         "latency_seconds": answer.latency_seconds,
         "drops": {
@@ -277,6 +337,8 @@ def _window(answer: WindowAnswer, classes: tuple[str, ...]) -> dict[str, Any]:
             "outside_events": answer.outside,
             "skipped_windows": answer.skipped,
             "filtered_events": answer.filtered,
+            "dropped_answers": session.dropped_answers,
+            "refused_messages": session.refused_messages,
         },
     }
 
@@ -291,6 +353,8 @@ def _ended(session: Session) -> dict[str, Any]:
             "outside_events": outside,
             "skipped_windows": skipped,
             "filtered_events": filtered,
+            "dropped_answers": session.dropped_answers,
+            "refused_messages": session.refused_messages,
         },
     }
 

@@ -18,15 +18,20 @@ from spikeserve.streams.session import Session
 class Parking:
     """Waits for clients up to `seconds`, with at most `most` streams at once. To be used on one event loop.
 
-    `keep` is told of each session that begins to wait, and may begin to save it.
+    `keep` is told of each session that begins to wait, and may begin to save it; `discard` of each that came to its end.
     """
 
     def __init__(
-        self, seconds: float, most: int, keep: Callable[[Session], None] = lambda session: None
+        self,
+        seconds: float,
+        most: int,
+        keep: Callable[[Session], None] = lambda session: None,
+        discard: Callable[[Session], None] = lambda session: None,
     ) -> None:
         self.seconds = seconds
         self._most = most
         self._keep = keep
+        self._discard = discard
         self._known: dict[str, Session] = {}
         # Those without a connection, the one that has waited longest first.
         self._waiting: dict[str, asyncio.TimerHandle] = {}
@@ -98,7 +103,8 @@ class Parking:
             return
         if session.finished:
             session.stream.end(None)
-        if session.stored is None and (session.saving is None or session.saving.done()):
+        under_way = session.saving is not None and not session.saving.done()
+        if not session.saved or (session.stored is None and not under_way):
             self._keep(session)
         if self._most == 0:
             self._let_go(session)
@@ -114,6 +120,8 @@ class Parking:
         if session.token is not None:
             self._known.pop(session.token, None)
         session.end(None)
+        if session.finished:
+            self._discard(session)
         if not session.taken_over.done():
             session.taken_over.set_result(None)
 

@@ -9,11 +9,19 @@ from spikeserve.metrics import Metrics
 from spikeserve.repository import LoadedModel, Repository
 from spikeserve.settings import Settings
 from spikeserve.snapshots import Snapshots, open_store
+from spikeserve.streams.outlet import Outlet, Write
 from spikeserve.streams.parking import Parking
 from spikeserve.streams.safekeeping import Safekeeping, check_model, terms_of, unusable
 from spikeserve.streams.session import Session, Terms
 from spikeserve.streams.stream import Stream
-from spikeserve.streams.terms import StreamOptions, input_of, shutting_down, windows_of
+from spikeserve.streams.terms import (
+    StreamOptions,
+    input_of,
+    shutting_down,
+    slow_policy,
+    was_silent,
+    windows_of,
+)
 from spiketrain.events import wire
 from spiketrain.events.memory import Memory
 
@@ -29,9 +37,15 @@ class Streams:
         self._repository = repository
         self._settings = settings
         self.workers = ThreadPoolExecutor(settings.decode_threads, "windows")
-        self.safekeeping = Safekeeping(_snapshots(metrics, settings))
+        self._metrics = metrics
+        self.safekeeping = Safekeeping(
+            _snapshots(metrics, settings), settings.snapshot_interval_seconds
+        )
         self.parking = Parking(
-            settings.resume_seconds, settings.max_parked_streams, self.safekeeping.keep
+            settings.resume_seconds,
+            settings.max_parked_streams,
+            self.safekeeping.keep,
+            self.safekeeping.discard,
         )
         self._open: set[Stream] = set()
         self._closed = False
@@ -51,6 +65,15 @@ class Streams:
         """Raises ServiceError: NOT_FOUND, IMPOSSIBLE where model and options do not fit, UNAVAILABLE at the limit."""
         model = self._repository.get(options.model, options.version, "events")
         return self._opened(model, options, None)
+
+    def outlet(self, session: Session, write: Write) -> Outlet:
+        """The way out of a connection that has this session."""
+        return Outlet(session, self._settings, self._metrics, write)
+
+    def silent(self) -> ServiceError:
+        """What a client is told whose connection is ended, but not its stream."""
+        self._metrics.streams_ended.labels("idle").inc()
+        return was_silent(self._settings)
 
     async def resume(self, token: str, terms: Terms) -> Session:
         """The session of that token, from memory or from its snapshot. It is the caller's now.
@@ -96,7 +119,7 @@ class Streams:
         """Close all streams; those who wait for them are told that the server is shutting down."""
         self._closed = True
         for session in self.parking.sessions:
-            if session.free and session.stored is None:
+            if session.free and not session.kept:
                 self.safekeeping.keep(session)
         await self.safekeeping.close()
         self.parking.close()
@@ -107,6 +130,7 @@ class Streams:
     def _opened(self, model: LoadedModel, options: StreamOptions, state: bytes | None) -> Stream:
         spec = input_of(model, options)
         windows = windows_of(model, spec, options)
+        slow_policy(options, self._settings)
         if self._closed:
             raise shutting_down()
         limit = self._settings.max_streams
@@ -122,10 +146,15 @@ class Streams:
             options,
             self._settings,
             self.workers,
-            self._open.discard,
+            self._forget,
         )
         self._open.add(stream)
         return stream
+
+    def _forget(self, stream: Stream) -> None:
+        self._open.discard(stream)
+        if stream.reason is not None and stream.reason.kind is ErrorKind.DEADLINE:
+            self._metrics.streams_ended.labels("idle").inc()
 
     async def _restored(self, token: str, terms: Terms) -> Session:
         """From its snapshot, which is gone then."""

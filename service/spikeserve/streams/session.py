@@ -68,13 +68,16 @@ class Session(Remembers):
     """`terms` are what the client opened the stream with, and the encoding of packets that name none. With `resumable` a message
     that has begun is finished even if the connection breaks, and answers are kept.
 
-    `stored` is the digest of its snapshot, where there is one, `saving` is the task that writes one, `leaving` is done when its
-    connection is to let go of it, because the server ends."""
+    `stored` is the digest of its snapshot, where there is one, `saved` is whether that is of the present state, `saved_sequence` the last
+    packet that is in it, `saving` is the task that writes one. `leaving` is done when its connection is to let go of it, because the
+    server ends, `silent` when it is to end because its client says nothing."""
 
     MEMORY: ClassVar[dict[str, Any]] = {
         "windows": int,
         "events": int,
         "finished": bool,
+        "dropped_answers": int,
+        "refused_messages": int,
         "_packets": PacketCount,
         "_decoder": wire.Decoder,
         "_given_up": int,
@@ -93,6 +96,7 @@ class Session(Remembers):
         self.resumable = resumable
         self.token: str | None = None
         self.windows = self.events = 0
+        self.dropped_answers = self.refused_messages = 0
         self.finished = False
         self._settings = settings
         self._workers = workers
@@ -104,10 +108,17 @@ class Session(Remembers):
         self._free = asyncio.Event()
         self._turn = asyncio.Lock()
         self._claims = 0
-        self.taken_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.taken_over: asyncio.Future[None] = loop.create_future()
+        self.leaving: asyncio.Future[None] = loop.create_future()
+        self.silent: asyncio.Future[None] = loop.create_future()
+        if resumable:
+            stream.silent = self._was_silent
         self.ended = False
         self.stored: bytes | None = None
+        self.saved = False
+        self.saved_sequence = 0
+        self.save_after = float("-inf")
         self.saving: asyncio.Task[bool] | None = None
         self.reclaiming = asyncio.Lock()
 
@@ -181,6 +192,11 @@ class Session(Remembers):
         """No connection has it."""
         return self._free.is_set()
 
+    @property
+    def kept(self) -> bool:
+        """Its snapshot is of the present state."""
+        return self.saved and self.stored is not None
+
     async def take_over(self) -> None:
         """Give it to another connection, once the one that has it has let go and the message under way is taken in."""
         self._claims += 1
@@ -191,7 +207,9 @@ class Session(Remembers):
                 await self._free.wait()
                 await self._settled()
                 self._free.clear()
-                self.taken_over = asyncio.get_running_loop().create_future()
+                loop = asyncio.get_running_loop()
+                self.taken_over, self.silent = loop.create_future(), loop.create_future()
+                self.stream.wake()
         finally:
             self._claims -= 1
 
@@ -207,11 +225,18 @@ class Session(Remembers):
             self._under_way.cancel()
         self._kept.clear()
 
+    def _was_silent(self) -> bool:
+        """Whether it was the client of a connection, which may come back."""
+        if not self.free and not self.silent.done():
+            self.silent.set_result(None)
+        return not self.free
+
     async def _settled(self) -> None:
         if self._under_way is not None and not self._under_way.done():
             await asyncio.wait({self._under_way})
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        self.saved = False
         if not self.resumable:
             return await work
         self._under_way = task = asyncio.ensure_future(work)

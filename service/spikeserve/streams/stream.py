@@ -19,7 +19,7 @@ from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.probes import StreamWatch
 from spikeserve.repository import LoadedModel
 from spikeserve.settings import Settings
-from spikeserve.streams.terms import StreamOptions, impossible
+from spikeserve.streams.terms import StreamOptions, impossible, was_silent
 from spiketrain.events.decisions import Decider, Decision
 from spiketrain.events.memory import Memory, Remembers, expect
 from spiketrain.events.types import Events
@@ -109,6 +109,8 @@ class Stream(Remembers):
         self._closed: asyncio.Future[ServiceError | None] = self._loop.create_future()
         self._finished = False
         self._received = self._accepted = self._late = self._outside = self._filtered = 0
+        self.silent: Callable[[], bool] = lambda: False
+        """Told when nothing has come for too long; the stream is closed unless it takes care of that."""
         self._idle = self._loop.call_later(settings.stream_idle_seconds, self._expire)
 
     async def feed(self, events: Events, most_windows: int | None = None) -> list[WindowAnswer]:
@@ -311,18 +313,19 @@ class Stream(Remembers):
         if self._finished:
             raise impossible("the stream was finished: open a new one")
 
+    def wake(self) -> None:
+        """Its client is there again, so that it may be silent for as long as any other."""
+        self._idle.cancel()
+        self._rest()
+
     def _rest(self) -> None:
         """Nothing to do until the next message; not for ever."""
         if not self._closed.done():
             self._idle = self._loop.call_later(self._settings.stream_idle_seconds, self._expire)
 
     def _expire(self) -> None:
-        self.end(
-            ServiceError(
-                ErrorKind.DEADLINE,
-                f"nothing came for {self._settings.stream_idle_seconds:g} s, so the stream was closed",
-            )
-        )
+        if not self.silent():
+            self.end(was_silent(self._settings))
 
 
 class _NothingChangedError(Exception):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from spikeserve.errors import ErrorKind, ServiceError
 from spikeserve.repository import LoadedModel
+from spikeserve.settings import Settings, SlowPolicy
 from spiketrain.events.windows import Windows
 from spiketrain.manifest import EventInput
 from spiketrain.manifest import Window as WindowRule
@@ -21,7 +22,7 @@ class StreamOptions:
 
     `filters` come before the model's own, and lead from `sensor` to the one it was made for. Another `window` rule than
     the model's is refused without `force`. `decision` replaces the model's own rule, if it has one. `top_k` classes are
-    answered, 5 or all that there are unless it is given.
+    answered, 5 or all that there are unless it is given. `slow` says what happens when the client does not read.
     """
 
     model: str | None = None
@@ -35,6 +36,17 @@ class StreamOptions:
     force: bool = False
     decision: DecisionRule | None = None
     top_k: int | None = None
+    slow: SlowPolicy | None = None
+
+
+def slow_policy(options: StreamOptions, settings: Settings) -> SlowPolicy:
+    """Raises ServiceError IMPOSSIBLE for one that the server does not allow."""
+    allowed = {settings.slow_clients, *settings.slow_clients_allowed}
+    if options.slow is not None and options.slow not in allowed:
+        raise impossible(
+            f"slow is {options.slow}: this server allows {', '.join(sorted(allowed))} (SPIKESERVE_SLOW_CLIENTS_ALLOWED)"
+        )
+    return options.slow or settings.slow_clients
 
 
 def input_of(model: LoadedModel, options: StreamOptions) -> EventInput:
@@ -106,3 +118,10 @@ def impossible(message: str) -> ServiceError:
 
 def shutting_down() -> ServiceError:
     return ServiceError(ErrorKind.UNAVAILABLE, "the server is shutting down: try another one", 1.0)
+
+
+def was_silent(settings: Settings) -> ServiceError:
+    return ServiceError(
+        ErrorKind.DEADLINE,
+        f"nothing came for {settings.stream_idle_seconds:g} s, so the stream was closed",
+    )

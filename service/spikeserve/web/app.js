@@ -2,12 +2,14 @@
 
 import { askJson } from "/web/api.js";
 import { byId } from "/web/dom.js";
-import { startEvents } from "/web/events.js";
-import { startPicture } from "/web/picture.js";
+import { offerEvents, startEvents } from "/web/events.js";
+import { startKey, unlocked } from "/web/key.js";
+import { offerPictures, startPicture } from "/web/picture.js";
 import { startServer } from "/web/server.js";
 
 const VIEWS = ["picture", "events", "server"];
 const THEMES = ["auto", "light", "dark"];
+const AGAIN_MS = 1000;
 
 const server = startServer();
 
@@ -64,6 +66,7 @@ function startTheme() {
   apply();
 }
 
+/** Whether it takes requests; says so at the top. */
 async function health() {
   const place = byId("health");
   const say = (/** @type {string} */ text, /** @type {string} */ kind) => {
@@ -73,18 +76,54 @@ async function health() {
   try {
     const { state, version } = await askJson("/status");
     say(`${state}, ${version}`, state === "ready" ? "ready" : "bad");
+    return state === "ready";
   } catch (error) {
     // A key that may classify need not be one that may look at the server.
     const readiness = await fetch("/health/ready").catch(() => null);
     if (readiness === null) say("not reachable", "bad");
     else say(readiness.ok ? "ready" : "not ready", readiness.ok ? "ready" : "bad");
+    return readiness?.ok ?? false;
   }
 }
 
+/** The models, which every key may list; asks for a key where one is needed. */
+const letIn = () => unlocked(() => askJson("/models"));
+
+/** A key may expire, or be revoked, while the page is open. */
+function watchKey() {
+  let asking = false;
+  window.addEventListener("locked", async () => {
+    if (asking) return;
+    asking = true;
+    await letIn().catch(() => {});
+    asking = false;
+    server.visible(location.hash === "#server");
+  });
+}
+
+/** Offers the models; a server that has just been started loads them one by one, so until it is ready, again and again. */
+async function offer() {
+  let offered = "";
+  for (;;) {
+    const { models } = await letIn().catch(() => ({ models: [] }));
+    const ready = await health();
+    const found = JSON.stringify([ready, models]);
+    if (found !== offered) {
+      offerEvents(models, ready);
+      await offerPictures(models, ready);
+    }
+    offered = found;
+    if (ready) return;
+    await new Promise((done) => window.setTimeout(done, AGAIN_MS));
+  }
+}
+
+startKey();
 startTheme();
 startTabs();
-await health();
-const { models } = await askJson("/models").catch(() => ({ models: [] }));
-startEvents(models);
-await startPicture(models);
+startEvents();
+startPicture();
+await offer();
+watchKey();
+document.addEventListener("visibilitychange", () => document.hidden || health());
 document.body.dataset.started = "true";

@@ -1,6 +1,6 @@
 // The events view: a source played against the clock, the stream that it feeds, and what comes back.
 
-import { askJson, Problem, query, showProblem } from "/web/api.js";
+import { askJson, Problem, query, showNoModel, showProblem } from "/web/api.js";
 import { openCamera } from "/web/camera.js";
 import { byId, h } from "/web/dom.js";
 import { EventPicture } from "/web/eventpicture.js";
@@ -25,17 +25,18 @@ let timeline;
 let run = null;
 let starting = 0;
 
-/** @param {any[]} models of GET /models */
-export function startEvents(models) {
-  usable = models.filter((model) => model.input === "events" && model.state === "ready");
+export function startEvents() {
   picture = new EventPicture(byId("events-picture"));
   timeline = new Timeline(byId("events-timeline"));
   readouts(null);
   listen();
-  if (!usable.length) {
-    showProblem(byId("events-problem"), new Problem({ title: "No model", detail: "No model that takes events is ready on this server." }));
-    return;
-  }
+}
+
+/** @param {any[]} models of GET /models @param {boolean} ready whether there will be no more of them */
+export function offerEvents(models, ready) {
+  usable = models.filter((model) => model.input === "events" && model.state === "ready");
+  if (!usable.length) return showNoModel(byId("events-problem"), "events", ready);
+  if (!run) showProblem(byId("events-problem"), null);
   const named = (model) => (usable.filter((each) => each.name === model.name).length > 1 ? `${model.name} ${model.version}` : model.name);
   byId("events-model").replaceChildren(...usable.map((model, i) => h("option", { value: i, selected: model.default }, named(model))));
 }

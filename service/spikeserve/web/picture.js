@@ -1,6 +1,6 @@
 // The picture view: where a picture comes from, and what becomes of it.
 
-import { askJson, Problem, query, showProblem } from "/web/api.js";
+import { askJson, query, showNoModel, showProblem } from "/web/api.js";
 import { drawSquare, openCamera } from "/web/camera.js";
 import { byId, h } from "/web/dom.js";
 import { comparison, resultPanel } from "/web/result.js";
@@ -17,22 +17,23 @@ let panels = [];
 /** @type {(() => void)|null} */
 let closeCamera = null;
 
-/** @param {any[]} models of GET /models */
-export async function startPicture(models) {
-  const usable = models.filter((model) => model.input === "image" && model.state === "ready");
+export function startPicture() {
   listen();
   drawSamples();
-  if (!usable.length) {
-    showProblem(byId("picture-problem"), new Problem({ title: "No model", detail: "No model that takes pictures is ready on this server." }));
-    return;
-  }
+}
+
+/** @param {any[]} models of GET /models @param {boolean} ready whether there will be no more of them */
+export async function offerPictures(models, ready) {
+  const usable = models.filter((model) => model.input === "image" && model.state === "ready");
   const chosen = usable.find((model) => model.default) ?? usable[0];
+  if (!chosen) return showNoModel(byId("picture-problem"), "pictures", ready);
   const other = await converted(chosen, usable);
   const options = () => usable.map((model) => h("option", { value: `${model.name} ${model.version}` }, named(model, usable)));
   byId("picture-model").replaceChildren(...options());
   byId("picture-other").replaceChildren(h("option", { value: "" }, "none"), ...options());
   byId("picture-model").value = `${chosen.name} ${chosen.version}`;
   byId("picture-other").value = other;
+  showProblem(byId("picture-problem"), null);
   await classify();
 }
 

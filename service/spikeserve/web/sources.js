@@ -24,16 +24,18 @@ export async function recording(file) {
   const damage = reply.headers.get("X-Events-Damage");
   const end = events.t.length ? events.t[events.t.length - 1] + SILENCE_US : 0;
   const count = events.t.length.toLocaleString("en");
-  let from = 0;
+  let [from, until] = [0, -1];
   return {
     sensor: stated ? /** @type {[number, number]} */ (stated.split("x").map(Number)) : null,
     about: `${file.name}: ${reply.headers.get("X-Events-Format")}, ${count} events${damage ? `; read only in part: ${damage}` : ""}`,
     next(now) {
-      if (from >= events.t.length && now >= end) return null;
-      const to = firstAfter(events.t, now, from);
+      if (until >= end) return null;
+      // Not past the end, and up to it, whenever the browser happens to ask.
+      until = Math.min(now, end);
+      const to = firstAfter(events.t, until, from);
       const part = cut(events, from, to);
       from = to;
-      return { events: part, until: now, label: null };
+      return { events: part, until, label: null };
     },
     close() {},
   };

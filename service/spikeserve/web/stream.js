@@ -1,6 +1,7 @@
 // An event stream over a WebSocket: packets of 8 bytes an event out, one answer for each window in.
 
 import { Problem } from "/web/api.js";
+import { keyProtocols } from "/web/key.js";
 
 // More than this waiting to be sent means that the network does not keep up: packets are then left out, and counted.
 const MOST_WAITING_BYTES = 1 << 20;
@@ -70,7 +71,7 @@ export class EventStream {
     /** @type {Problem|null} */
     this.problem = null;
     this.left = false;
-    this.socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/events`);
+    this.socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/events`, keyProtocols());
     this.socket.onopen = () => this.socket.send(JSON.stringify({ open: terms }));
     this.socket.onmessage = ({ data }) => this.hear(JSON.parse(data), listener);
     this.socket.onclose = (event) => {
@@ -87,7 +88,10 @@ export class EventStream {
       listener.opened(said.opened);
     } else if (said.window) listener.window(said.window);
     else if (said.ended) this.ended = said.ended;
-    else if (said.error) this.problem = new Problem(said.error);
+    else if (said.error) {
+      this.problem = new Problem(said.error);
+      if (said.error.status === 401) window.dispatchEvent(new Event("locked"));
+    }
   }
 
   /** Events up to, not including, a time. @param {Events} events @param {number} until */

@@ -18,6 +18,7 @@ import websockets
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
+from spikeserve.access import Gate
 from spikeserve.access.keys import KeyEntry, KeyFile, KeyLimits, Scope, digest, write_keys
 from spikeserve.app import Server, StartError
 from spikeserve.client import AsyncClient
@@ -140,6 +141,12 @@ async def test_how_a_key_may_be_sent_and_what_a_refusal_says(running, keys) -> N
         reply = await http.get("/v2/models/pictures")
         assert reply.status_code == 401
         assert "API key" in reply.json()["error"]
+        reply = await http.get("/models")
+        assert "Basic" not in reply.headers["www-authenticate"]  # a page's script has no dialog
+        reply = await http.get("/models", headers={"Accept": "text/html,*/*"})
+        assert 'Basic realm="spikeserve"' in reply.headers["www-authenticate"]
+        assert (await http.get("/", headers={"Accept": "text/html"})).status_code == 200
+        assert (await http.get("/web/app.js")).status_code == 200
         reply = await http.get("/metrics", headers={"X-Api-Key": key})
         assert "needs metrics" in reply.json()["detail"]
 
@@ -201,6 +208,39 @@ async def test_a_websocket_wants_the_scope_stream(running, keys) -> None:
             assert "opened" in json.loads(await socket.recv())
 
 
+def coded(key: str) -> str:
+    return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
+
+
+async def test_a_page_offers_its_key_as_a_subprotocol_and_is_told_why_it_is_refused(
+    running, keys
+) -> None:
+    async with running(keys=keys()) as server:
+        url = f"ws://127.0.0.1:{server.http_port}/events"
+
+        def connect(key: str, **more: object) -> websockets.connect:
+            offered = ["spikeserve.v1", f"spikeserve.key.{key}"]
+            return websockets.connect(url, subprotocols=offered, **more)
+
+        async with connect(coded(key_of("stream"))) as socket:
+            assert socket.subprotocol == "spikeserve.v1"
+            await socket.send(json.dumps({"open": {"model": "moves"}}))
+            assert "opened" in json.loads(await socket.recv())
+        for key, status in (("!", 401), (coded("sps_wrong"), 401), (coded(key_of("metrics")), 403)):
+            with pytest.raises((websockets.InvalidStatus, websockets.InvalidHandshake)):
+                async with connect(key):
+                    pass
+            async with connect(key, origin=f"http://127.0.0.1:{server.http_port}") as socket:
+                said = json.loads(await socket.recv())
+                assert said["error"]["status"] == status
+                with pytest.raises(websockets.ConnectionClosed) as closed:
+                    await socket.recv()
+                assert closed.value.rcvd.code == 1008
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await connect(coded(key_of("stream")), origin="http://elsewhere.example")
+        assert refused.value.response.status_code == 403
+
+
 async def test_keys_change_without_a_restart(running, keys, monkeypatch) -> None:
     monkeypatch.setattr("spikeserve.access.keyring._LOOK_SECONDS", 0.0)
     path = keys()
@@ -210,6 +250,28 @@ async def test_keys_change_without_a_restart(running, keys, monkeypatch) -> None
         assert (await http.get("/models")).status_code == 401
         keys()
         assert (await http.get("/models")).status_code == 200
+
+
+async def test_keys_that_are_replaced_again_and_again_leave_nothing_behind(
+    make_settings, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("spikeserve.access.keyring._LOOK_SECONDS", 0)
+    path = tmp_path / "keys.json"
+
+    def only(name: str) -> None:
+        entry = KeyEntry(name=name, sha256=digest(name), scopes=("classify",))
+        write_keys(path, KeyFile(keys=(entry,)))
+
+    only("guest-0")
+    gate = Gate(make_settings(keys=path))
+    with gate.admit(("classify",), "guest-0"):
+        for number in range(1, 20):
+            only(f"guest-{number}")
+            with gate.admit(("classify",), f"guest-{number}"):
+                pass
+        assert set(gate._uses) == {"guest-0", "guest-19"}  # the first one is still in
+        assert gate.busy
+    assert not gate.busy
 
 
 async def test_a_file_of_keys_that_is_not_there_stops_the_start(make_settings, tmp_path) -> None:

@@ -106,6 +106,32 @@ async def test_clients_need_a_certificate_of_ours(running, certificates: Path) -
         assert await both_answer(server, certificates, "other") == (False, False)
 
 
+async def test_a_renewed_certificate_is_taken_up(
+    running, certificates: Path, tmp_path: Path, caplog
+) -> None:
+    cert, key = tmp_path / "now.pem", tmp_path / "now.key"
+
+    def use(name: str) -> None:
+        shutil.copy(certificates / f"{name}.key", key)
+        shutil.copy(certificates / f"{name}.pem", cert)
+
+    use("other")  # which our clients do not trust
+    async with running(tls_cert=cert, tls_key=key) as server:
+        assert await both_answer(server, certificates) == (False, False)
+        use("server")
+        assert await both_answer(server, certificates) == (True, True)
+        # A key that is not the certificate's changes nothing.
+        shutil.copy(certificates / "client.key", key)
+        assert await both_answer(server, certificates) == (True, True)
+        assert "the certificate stays as it was" in caplog.text
+        cert.unlink()
+        assert await both_answer(server, certificates) == (True, True)
+        use("client")
+        assert await both_answer(server, certificates) == (True, True)
+        use("other")
+        assert await both_answer(server, certificates) == (False, False)
+
+
 def test_certificates_that_cannot_be_used_stop_the_start(
     make_settings, certificates: Path, tmp_path: Path
 ) -> None:

@@ -265,3 +265,40 @@ def test_a_ray_cluster_that_loses_a_node(batch: Batch, model_folder: Path, tmp_p
     assert said["killed"]
     assert (said["done"], said["faults"]) == (11, {})
     assert rows(into) == rows(batch.output)
+
+
+@pytest.mark.timeout(300)
+def test_the_adapter_for_ray_serve(model_folder: Path, tmp_path: Path) -> None:
+    """examples/ray_serve.py, in a network of its own: Ray listens on every address of the machine."""
+    pytest.importorskip("ray.serve")
+    pytest.importorskip("aiohttp_cors", reason="Ray without what ray[serve] brings")
+    if shutil.which("unshare") is None or os.geteuid() != 0:
+        pytest.skip("needs a network namespace, which only root can make")
+    (tmp_path / "picture.png").write_bytes(png(1))
+    script = str(Path(__file__).parent / "serving.py")
+    example = str(Path(__file__).parents[3] / "examples" / "ray_serve.py")
+    inside = 'ip link set lo up && exec "$0" "$@"'
+    command = ["unshare", "--net", "sh", "-c", inside, sys.executable, script]
+    settings = {"MODELS": str(model_folder), "DEFAULT_MODEL": "pictures", "EXECUTOR": "reference"}
+    done = subprocess.run(
+        [*command, str(tmp_path / "picture.png"), example],
+        env={
+            **os.environ,
+            **{f"SPIKESERVE_{name}": value for name, value in settings.items()},
+            "RAY_worker_niceness": "0",
+            "RAY_TMPDIR": "/tmp",
+        },
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    if "Operation not permitted" in done.stderr and "replies: " not in done.stdout:
+        pytest.skip("no network namespace can be made here")
+    assert "replies: " in done.stdout, done.stderr[-4000:]
+    said, _ = json.JSONDecoder().raw_decode(done.stdout.split("replies: ")[1])
+    good, broken, again, unknown = said
+    assert [good[0], broken[0], again[0], unknown[0]] == [200, 415, 200, 404]
+    assert good[2]["model"] == "pictures"
+    assert good[2]["predictions"] == again[2]["predictions"]
+    assert broken[1] == unknown[1] == "application/problem+json"

@@ -194,6 +194,18 @@ def test_a_recording_from_standard_input_with_every_flag(rpc: list[str], tmp_pat
     assert read_recording(record).equals(events)
 
 
+def test_a_refusal_says_how_a_sensor_is_stated_that_the_recording_does_not(rpc: list[str]) -> None:
+    text = "t,x,y,p\n1,60,10,0\n2,61,10,1\n"
+    command = ["stream", "-", "--speed", "max", "--filter", "down-sample:2", *rpc]
+    refused = runner.invoke(app, command, input=text)
+    assert refused.exit_code == 1
+    assert "--sensor WIDTHxHEIGHT states it" in refused.stderr
+    stated = runner.invoke(app, [*command, "--sensor", "34x34"], input=text)
+    assert stated.exit_code == 1
+    assert "states it" not in stated.stderr
+    assert runner.invoke(app, [*command, "--sensor", "68x68"], input=text).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [

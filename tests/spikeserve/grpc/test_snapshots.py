@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,9 @@ async def test_a_server_that_stops_hands_its_streams_over(
 ) -> None:
     """The client follows a name that leads to the next server; no answer is lost, changed or given twice."""
     packets = packets_of(encoding, events)
-    async with running(snapshots=str(tmp_path), drain_seconds=20) as one:
+    async with running(
+        snapshots=str(tmp_path), snapshot_interval_seconds=0, drain_seconds=20
+    ) as one:
         async with AsyncStreamClient(f"127.0.0.1:{one.grpc_port}") as client:
             whole = [w async for w in client.stream(packets, start_us=0, **terms)]
         port = one.grpc_port
@@ -162,7 +165,9 @@ async def test_a_server_that_stops_hands_its_streams_over(
                     break
             await one.stop()
             assert count(one, "saved") == 1
-            async with running(snapshots=str(tmp_path), grpc_port=port) as two:
+            async with running(
+                snapshots=str(tmp_path), snapshot_interval_seconds=0, grpc_port=port
+            ) as two:
                 stopped.set()
                 async with asyncio.timeout(LONG):
                     windows += [w async for w in stream]
@@ -178,7 +183,9 @@ async def test_a_server_that_stops_hands_its_streams_over(
 async def test_the_client_is_told_where_the_stream_is(
     running, tmp_path: Path, events: Events, packet: Packet
 ) -> None:
-    async with running(snapshots=str(tmp_path), drain_seconds=20) as server:
+    async with running(
+        snapshots=str(tmp_path), snapshot_interval_seconds=0, drain_seconds=20
+    ) as server:
         channel, stub = stub_of(server)
         async with channel:
             call = stub.StreamEvents()
@@ -205,7 +212,10 @@ async def test_a_stream_whose_connection_broke_is_found_by_another_server_and_by
     running, tmp_path: Path, events: Events, packet: Packet
 ) -> None:
     first, rest = packet(events[events.t < 45_000], 1), packet(events[events.t >= 45_000], 2)
-    async with running(snapshots=str(tmp_path)) as one, running(snapshots=str(tmp_path)) as two:
+    async with (
+        running(snapshots=str(tmp_path), snapshot_interval_seconds=0) as one,
+        running(snapshots=str(tmp_path), snapshot_interval_seconds=0) as two,
+    ):
         (one_channel, one_stub), (two_channel, two_stub) = stub_of(one), stub_of(two)
         async with one_channel, two_channel:
             whole = [a async for a in one_stub.StreamEvents(iter([opening(), first, rest, END]))]
@@ -238,7 +248,10 @@ async def test_a_stream_whose_connection_broke_is_found_by_another_server_and_by
 async def test_giving_up_removes_the_snapshot(
     running, tmp_path: Path, events: Events, packet: Packet
 ) -> None:
-    async with running(snapshots=str(tmp_path)) as one, running(snapshots=str(tmp_path)) as two:
+    async with (
+        running(snapshots=str(tmp_path), snapshot_interval_seconds=0) as one,
+        running(snapshots=str(tmp_path), snapshot_interval_seconds=0) as two,
+    ):
         token = await begun(one, packet(events, 1), 4)
         await until(lambda: count(one, "saved") == 1)
         channel, stub = stub_of(two)
@@ -252,7 +265,9 @@ async def test_giving_up_removes_the_snapshot(
 async def test_memory_may_forget_what_the_store_has(
     running, tmp_path: Path, events: Events, packet: Packet
 ) -> None:
-    async with running(snapshots=str(tmp_path), max_parked_streams=0) as server:
+    async with running(
+        snapshots=str(tmp_path), snapshot_interval_seconds=0, max_parked_streams=0
+    ) as server:
         token = await begun(server, packet(events, 1), 4)
         await until(lambda: not server.streams._open)
         channel, stub = stub_of(server)
@@ -273,7 +288,9 @@ def retrained(folder: Path, to: Path) -> Path:
 async def test_what_cannot_be_used_is_refused(
     running, model_folder: Path, tmp_path: Path, events: Events, packet: Packet, change: str
 ) -> None:
-    async with running(snapshots=str(tmp_path / "s"), max_parked_streams=0) as one:
+    async with running(
+        snapshots=str(tmp_path / "s"), snapshot_interval_seconds=0, max_parked_streams=0
+    ) as one:
         token = await begun(one, packet(events, 1), 4)
         await until(lambda: not one.streams._open)
     (path,) = (tmp_path / "s").iterdir()
@@ -286,7 +303,9 @@ async def test_what_cannot_be_used_is_refused(
     else:
         settings["models"] = retrained(model_folder, tmp_path)
     path.write_bytes(data)
-    async with running(snapshots=str(tmp_path / "s"), **settings) as two:
+    async with running(
+        snapshots=str(tmp_path / "s"), snapshot_interval_seconds=0, **settings
+    ) as two:
         channel, stub = stub_of(two)
         async with channel:
             error = await refusal(stub, resume(token))
@@ -299,7 +318,7 @@ async def test_what_cannot_be_used_is_refused(
 async def test_a_store_that_fails_is_counted_and_the_stream_goes_on(
     running, tmp_path: Path, events: Events, packet: Packet
 ) -> None:
-    async with running(snapshots=str(tmp_path / "s")) as server:
+    async with running(snapshots=str(tmp_path / "s"), snapshot_interval_seconds=0) as server:
         (tmp_path / "s").rmdir()
         (tmp_path / "s").write_text("no folder any more")
         first, rest = packet(events[events.t < 45_000], 1), packet(events[events.t >= 45_000], 2)
@@ -311,3 +330,63 @@ async def test_a_store_that_fails_is_counted_and_the_stream_goes_on(
             assert again[-1].ended.events == len(events)
             error = await refusal(stub, resume("never given out"))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_stream_survives_a_server_that_is_killed(
+    running, tmp_path: Path, events: Events
+) -> None:
+    """What a server writes while it has the stream is all that is left of it: the other one has a copy of the folder at a moment."""
+    one_folder, two_folder = tmp_path / "one", tmp_path / "two"
+    packets = list(cut(events, 2000))
+    settings = {"snapshot_interval_seconds": 0.001}
+    async with running(snapshots=str(one_folder), **settings) as one:
+        async with AsyncStreamClient(f"127.0.0.1:{one.grpc_port}") as client:
+            whole = [w async for w in client.stream(packets, start_us=0)]
+        await until(lambda: not names(one_folder))
+        go_on = asyncio.Event()
+
+        async def given() -> AsyncIterator[Events]:
+            for i, packet in enumerate(packets):
+                if i == len(packets) * 3 // 4:
+                    await go_on.wait()
+                yield packet
+
+        port, windows = one.grpc_port, []
+        async with AsyncStreamClient(f"127.0.0.1:{port}") as client:
+            stream = client.stream(given(), start_us=0)
+            async for window in stream:
+                windows.append(window)
+                if window.index == 5:
+                    # At least as new as what the client was told of, which sends again only what came since.
+                    shutil.copytree(one_folder, two_folder)
+                    break
+            assert len(names(two_folder)) == 1
+            # It is cut off without a word, and what it knows is nobody's.
+            await one._rpc.stop(None)
+            async with running(snapshots=str(two_folder), grpc_port=port, **settings) as two:
+                go_on.set()
+                async with asyncio.timeout(LONG):
+                    windows += [w async for w in stream]
+                assert count(two, "resumed") == 1
+    assert facts(windows) == facts(whole)
+    assert stream.lost_windows == 0
+    assert stream.ended is not None
+    assert stream.ended.events == len(events)
+    assert not stream.ended.drops.lost_packets
+
+
+async def test_a_stream_that_ended_leaves_nothing_in_the_store(
+    running, tmp_path: Path, events: Events, packet: Packet
+) -> None:
+    async with running(snapshots=str(tmp_path), resume_seconds=0.05) as server:
+        channel, stub = stub_of(server)
+        async with channel:
+            answers = [
+                a async for a in stub.StreamEvents(iter([opening(), packet(events, 1), END]))
+            ]
+            assert answers[0].opened.saves
+            assert answers[-1].ended.events == len(events)
+            bad = pb.EventMessage(events=pb.EventPacket(sequence=1, payload=b"123"))
+            assert (await refusal(stub, opening(), bad)).code() is grpc.StatusCode.INVALID_ARGUMENT
+        await until(lambda: not names(tmp_path))
+        assert count(server, "saved") == 2

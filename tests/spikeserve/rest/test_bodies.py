@@ -70,13 +70,14 @@ async def test_a_client_that_leaves_while_it_waits_cancels_its_request(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, cancelled = asyncio.Event(), asyncio.Event()
+    here = asyncio.get_running_loop()
 
-    async def hang(request: object) -> None:
-        begun.set()
+    async def hang(request: object) -> None:  # on the event loop of pictures
+        here.call_soon_threadsafe(begun.set)
         try:
             await asyncio.Event().wait()
         finally:
-            cancelled.set()
+            here.call_soon_threadsafe(cancelled.set)
 
     monkeypatch.setattr(server.classifier, "classify", hang)
     _, writer = await asyncio.open_connection("127.0.0.1", server.http_port)

@@ -2,73 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import shutil
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from spikeserve.app import Server
-from spikeserve.settings import BUNDLED_MODELS, load_settings
+from spikeserve.settings import BUNDLED_MODELS, Settings, load_settings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 MODELS = ("fashion-clif", "fashion-clif-lif", "nmnist-clif")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--use-fake-ui-for-media-stream",
-    "--use-fake-device-for-media-stream",
-]
 WAIT_MS = 60_000
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """A server on an event loop of its own, since the browser's side of these tests blocks."""
-    settings = load_settings(
-        models=tuple(BUNDLED_MODELS / f"{name}.safetensors" for name in MODELS),
-        http_port=0,
-        grpc_port=0,
-        slots=4,
-        torch_threads=1,
-        drain_seconds=0.5,
-    )
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    async def start() -> Server:
-        server = Server(settings)
-        await server.start()
-        return server
-
-    server = asyncio.run_coroutine_threadsafe(start(), loop).result(120)
-    yield f"http://127.0.0.1:{server.http_port}"
-    asyncio.run_coroutine_threadsafe(server.stop(), loop).result(60)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
-    path = next((each for each in found if each), None)
-    if path is None:
-        pytest.skip("there is no Chromium here (Debian: apt-get install chromium)")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield browser
-        browser.close()
+def address(serve: Callable[[Settings], str]) -> str:
+    models = tuple(BUNDLED_MODELS / f"{name}.safetensors" for name in MODELS)
+    ports = {"http_port": 0, "grpc_port": 0}
+    return serve(load_settings(models=models, slots=4, torch_threads=1, drain_seconds=0.5, **ports))
 
 
 @pytest.fixture

@@ -211,6 +211,11 @@ def test_the_commands_train_and_evaluate(bars: Path, tmp_path: Path) -> None:
     test = load_checkpoint(path).manifest.accuracy[1]
     assert f"{test.value:.2%}" in scored.output
     assert f'"accuracy": {test.value}' in (tmp_path / "e.json").read_text()
+    nowhere = CliRunner().invoke(
+        app, ["evaluate", str(path), "--data", str(bars), "--device", "abacus"]
+    )
+    assert nowhere.exit_code == 1
+    assert "--device is abacus: expected cpu, cuda" in nowhere.output.replace("\n", " ")
 
 
 def test_a_missing_data_set_ends_in_one_line(tmp_path: Path) -> None:
@@ -362,8 +367,6 @@ def test_two_processes_train_as_one_does(bars: Path, tmp_path: Path) -> None:
     assert [a.samples for a in manifests[0].accuracy] == [40, 100]
     for ours, theirs in zip(manifests[0].accuracy, manifests[1].accuracy, strict=True):
         assert ours.value == pytest.approx(theirs.value, abs=0.03)
-    with pytest.raises(TrainingError, match="written by 2 processes, now there are 1"):
-        Run(load_recipe("fashion-clif", settings), two, bars).train()
 
 
 def test_a_dry_run_shows_the_plan_and_trains_nothing(bars: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from spiketrain.convert.ablation import ablation
 from spiketrain.convert.calibrate import FAMILIES, PARTS, Calibration, Family, Part, calibrate
 from spiketrain.convert.closed_form import ResetMoments, closed_form, reset_moments
-from spiketrain.convert.distil import FineTuning
+from spiketrain.convert.fine_tune import FineTuned, FineTuning, fine_tune
 from spiketrain.convert.judge import Judgement, judge
 from spiketrain.convert.lif_form import ConversionError, lif_form
 from spiketrain.convert.paired import PairedChange
@@ -20,6 +20,7 @@ __all__ = [
     "ConversionError",
     "ConversionReport",
     "Family",
+    "FineTuned",
     "FineTuning",
     "Judgement",
     "PairedChange",
@@ -33,6 +34,7 @@ __all__ = [
     "calibrate",
     "closed_form",
     "convert_to_lif",
+    "fine_tune",
     "judge",
     "lif_form",
     "reset_moments",

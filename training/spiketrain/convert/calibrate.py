@@ -14,22 +14,21 @@ Parts, each of which can be left out
                   logit of each class
     weights       the weights of each layer, by least squares, so that its currents come nearest the parent's
     line-search   all values scaled and shifted together, by the KL divergence of the logits from the parent's
-    fine-tuning   gradient descent on weights and values towards the parent's logits and spikes (`distil`)
 
-The samples are the training split's, without labels; nothing is chosen by accuracy.
+The samples are the training split's, without labels; nothing is chosen by accuracy. What comes after, where it is asked for,
+is `fine_tune`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from spiketrain.checkpoint import Checkpoint, model_digest
 from spiketrain.convert.closed_form import closed_form, reset_moments
-from spiketrain.convert.distil import FineTuning, distil
 from spiketrain.convert.layerwise import Knobs, currents_of, moments_of
 from spiketrain.convert.lif_form import ConversionError
 from spiketrain.convert.lif_layers import config_of, move_rest, narrow, value_field, widen
@@ -42,9 +41,7 @@ from spiketrain.neurons.lif import Reset
 from spiketrain.surrogate import Rectangle
 
 Family = Literal["soft", "hard", "nir", "portable"]
-Part = Literal[
-    "closed-form", "refinement", "batch-norms", "bias", "weights", "line-search", "fine-tuning"
-]
+Part = Literal["closed-form", "refinement", "batch-norms", "bias", "weights", "line-search"]
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -58,10 +55,9 @@ class Calibration:
     """
 
     family: Family = "soft"
-    parts: tuple[Part, ...] = PARTS[:-1]
+    parts: tuple[Part, ...] = PARTS
     per_channel: bool | None = None
     rest: Rest = "zero"
-    fine_tuning: FineTuning = field(default_factory=FineTuning)
 
     @property
     def reset(self) -> Reset:
@@ -126,9 +122,6 @@ def calibrate(
             network.neuron_layers().items(), thresholds, strict=True
         ):
             move_rest(layer_name, layer, threshold)
-    if "fine-tuning" in how.parts:
-        progress("fine-tuning")
-        distil(parent, network, batches, how.fine_tuning)
     return _finished(child, network, how, calibrated_on)
 
 
@@ -216,8 +209,6 @@ def _finished(
         "rest": how.rest,
         "calibrated_on": calibrated_on,
     }
-    if "fine-tuning" in how.parts:
-        arguments["fine_tuning"] = asdict(how.fine_tuning)
     record = manifest.conversion.model_copy(
         update={
             "method": manifest.conversion.method.partition(",")[0] + f", {how.family}, calibrated",

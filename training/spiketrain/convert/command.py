@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from spiketrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
 from spiketrain.convert.ablation import ablation
 from spiketrain.convert.calibrate import PARTS, Calibration, Family, calibrate
 from spiketrain.convert.closed_form import closed_form, reset_moments
-from spiketrain.convert.distil import FineTuning
+from spiketrain.convert.fine_tune import FineTuning, fine_tune
 from spiketrain.convert.judge import Judgement, judge
 from spiketrain.convert.lif_form import ConversionError
 from spiketrain.convert.report import ConversionReport, state_bytes
@@ -46,12 +53,17 @@ def convert(
     without: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"With --family: a part to leave out, {', '.join(PARTS[:-1])}; may be repeated."
+            help=f"With --family: a part to leave out, {', '.join(PARTS)}; may be repeated."
         ),
     ] = None,
-    fine_tune: Annotated[
+    epochs: Annotated[
         int,
-        typer.Option(min=0, help="With --family: so many epochs of distillation from the parent."),
+        typer.Option(
+            "--fine-tune",
+            min=0,
+            help="With --family: after calibration, so many epochs of distillation from the parent on the training split, "
+            "without labels; kept if it brings the child nearer to its parent on the validation split.",
+        ),
     ] = 0,
     show_parts: Annotated[
         bool, typer.Option("--ablation", help="With --family: judge what each part adds.")
@@ -111,7 +123,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint to plain LIF, and judge the result against it on held-out data."""
     amount = _amount(value)
-    how = _calibration(family, without, fine_tune, show_parts, value, rest)
+    how = _calibration(family, without, epochs, show_parts, value, rest)
     parent = load_checkpoint(checkpoint)
     destination = _destination(checkpoint, parent, out, name)
     needed = sweep_all or amount == "auto" or how is not None or data is not None
@@ -123,19 +135,20 @@ def convert(
         output.print(swept.table())
         report = json.loads(swept.to_json())
     if not sweep_all or out is not None:
+        stages: tuple[Checkpoint, ...]
         if how is None or chosen is None:
-            child = _convert(parent, reset, amount, rest, name, chosen)
+            stages = (_convert(parent, reset, amount, rest, name, chosen),)
         else:
-            child = _calibrated(parent, how, name, chosen)
-        child, judgement = _judged(parent, child, chosen)
+            stages = _calibrated(parent, how, name, chosen, epochs)
+        child, judgements = _judged(parent, stages, chosen)
         manifest = save_checkpoint(destination, child.manifest, child.tensors)
         output.print(f"{destination}: {manifest.name}", markup=False, soft_wrap=True)
         report |= {
             "output": str(destination),
             "conversion": manifest.model_dump(mode="json")["conversion"],
         }
-        if judgement is not None and chosen is not None:
-            written = _report(parent, child, how, judgement, chosen, show_parts)
+        if judgements and chosen is not None:
+            written = _report(parent, child, how, judgements, chosen, show_parts)
             output.print(written.text())
             report |= json.loads(written.to_json())
             if plot is not None:
@@ -147,29 +160,31 @@ def convert(
 def _calibration(
     family: Family | None,
     without: list[str] | None,
-    fine_tune: int,
+    epochs: int,
     show_parts: bool,
     value: str | None,
     rest: Rest,
 ) -> Calibration | None:
     if family is None:
-        if without or fine_tune or show_parts:
+        if without or epochs or show_parts:
             raise ConversionError("--without, --fine-tune and --ablation are for --family")
         return None
     if value is not None:
         raise ConversionError("--family chooses the values itself: leave --value out")
     if unknown := set(without or ()) - set(PARTS):
         raise ConversionError(f"--without {min(unknown)}: {', '.join(PARTS)}")
-    left_out = {*(without or ()), *(() if fine_tune else ("fine-tuning",))}
-    parts = tuple(part for part in PARTS if part not in left_out)
-    return Calibration(family, parts, rest=rest, fine_tuning=FineTuning(epochs=max(fine_tune, 1)))
+    parts = tuple(part for part in PARTS if part not in (without or ()))
+    return Calibration(family, parts, rest=rest)
 
 
 def _calibrated(
-    parent: Checkpoint, how: Calibration, name: str | None, chosen: Samples
-) -> Checkpoint:
+    parent: Checkpoint, how: Calibration, name: str | None, chosen: Samples, epochs: int
+) -> tuple[Checkpoint, ...]:
+    """The calibrated child, and with `epochs` the fine-tuned one after it."""
+    # What cannot be fine-tuned is refused before time is spent on it.
+    unlabelled = chosen.unlabelled(parent.manifest) if epochs else None
     with messages.status("calibrating") as status:
-        return calibrate(
+        child = calibrate(
             parent,
             chosen.calibration_inputs(),
             how,
@@ -177,29 +192,43 @@ def _calibrated(
             name=name,
             progress=lambda doing: status.update(f"calibrating: {doing}"),
         )
+    if unlabelled is None:
+        return (child,)
+    with _progress("fine-tuning", unlabelled.steps(FineTuning.batch_size) * epochs) as progress:
+        tuned = fine_tune(
+            parent, child, unlabelled, FineTuning(epochs=epochs), lambda done, _: progress(1)
+        )
+    output.print(
+        f"fine-tuning {'kept' if tuned.kept else 'not kept'}: KL divergence from the parent {tuned.before:.5f} before, "
+        f"{tuned.after:.5f} after; {unlabelled.chosen_on}",
+        markup=False,
+        soft_wrap=True,
+    )
+    return child, tuned.checkpoint
 
 
 def _report(
     parent: Checkpoint,
     child: Checkpoint,
     how: Calibration | None,
-    judgement: Judgement,
+    judgements: Sequence[Judgement],
     chosen: Samples,
     show_parts: bool,
 ) -> ConversionReport:
     record = child.manifest.conversion
-    steps: tuple[tuple[str, Judgement], ...] = ()
+    labels = ("calibrated", "+ fine-tuning") if len(judgements) > 1 else ()
+    steps = tuple(zip(labels, judgements, strict=False))
     if how is not None and show_parts:
         with messages.status("calibrating") as status:
             inputs = list(chosen.calibration_inputs())
-            steps = ablation(parent, inputs, chosen.held_out(), how, status.update)
+            steps = (*ablation(parent, inputs, chosen.held_out(), how, status.update), *steps[1:])
     return ConversionReport(
         parent_name=parent.manifest.name,
         child_name=child.manifest.name,
         how="" if record is None else record.method,
         calibrated_on="" if record is None else str(record.arguments.get("calibrated_on", "")),
         judged_on=chosen.judged_on,
-        judgement=judgement,
+        judgement=judgements[-1],
         state_bytes=(state_bytes(parent.network()), state_bytes(child.network())),
         steps=steps,
     )
@@ -234,7 +263,7 @@ def _source(parent: Checkpoint, root: Path | None, needed: bool) -> DataSet | No
 
 
 def _sweep(parent: Checkpoint, chosen: Samples) -> SweepReport:
-    with _progress(chosen.judged) as progress:
+    with _progress("judging", chosen.judged) as progress:
         return sweep(
             parent,
             chosen.calibration_inputs(),
@@ -266,17 +295,21 @@ def _convert(
 
 
 def _judged(
-    parent: Checkpoint, child: Checkpoint, chosen: Samples | None
-) -> tuple[Checkpoint, Judgement | None]:
+    parent: Checkpoint, stages: Sequence[Checkpoint], chosen: Samples | None
+) -> tuple[Checkpoint, Sequence[Judgement]]:
+    """The last of the stages with its figures in its manifest, and the judgements of all."""
+    child = stages[-1]
     if chosen is None:
-        return child, None
-    with _progress(chosen.judged) as progress:
+        return child, ()
+    with _progress("judging", chosen.judged) as progress:
         network = parent.network()
         try:
             reach = fan_out(network)
         except ValueError:  # operations per spike are not a constant: they are left out
             reach = None
-        (judgement,) = judge(network, [child.network()], chosen.held_out(), progress, reach)
+        children = [stage.network() for stage in stages]
+        judgements = judge(network, children, chosen.held_out(), progress, reach)
+    judgement = judgements[-1]
     before = parent.manifest.accuracy
     accuracy = Accuracy(
         dataset=chosen.data.name,
@@ -294,7 +327,7 @@ def _judged(
     )
     profiles = {layer: rates.profile for layer, rates in judgement.rates.items()}
     changes = {"accuracy": (accuracy,), "firing_rates": profiles}
-    return child._replace(manifest=child.manifest.model_copy(update=changes)), judgement
+    return child._replace(manifest=child.manifest.model_copy(update=changes)), judgements
 
 
 def _with_record(
@@ -309,8 +342,14 @@ def _with_record(
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    columns = (TextColumn("judging"), MofNCompleteColumn(), TimeElapsedColumn())
+def _progress(doing: str, total: int) -> Iterator[Any]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=messages, transient=True) as progress:
-        task = progress.add_task("judging", total=total)
-        yield lambda samples: progress.advance(task, samples)
+        task = progress.add_task(doing, total=total)
+        yield lambda count: progress.advance(task, count)

@@ -24,6 +24,9 @@ BLOCK = 1024
 
 LIF, CHANNEL_LIF, CLIF, ILIF, GLIF = range(5)
 
+# Timesteps that need less than others.
+FIRST, LAST = 1, 2
+
 _LOW_BYTES = np.uint64(0x00FF00FF00FF00FF)
 _ONES = np.uint64(0x0001000100010001)
 
@@ -190,6 +193,31 @@ def _clif(k: Array, x: Array, v: Array, m: Array, s: Array, near: Array) -> None
             v[i] = h - (threshold + sigmoid(after) if fired else _ZERO)
 
 
+@compiled
+def _clif_first(k: Array, x: Array, v: Array, m: Array, s: Array, near: Array) -> None:
+    """`_clif` from a potential and a memory of zero, to the last bit: what it multiplies by them falls away."""
+    threshold, cutoff = k[2], k[3]
+    subtract = threshold + sigmoid(_ONE)
+    for i in range(v.size):
+        h = x[i]
+        above = h - threshold
+        fired = above >= cutoff
+        near[i] = min(near[i], abs(above))
+        s[i] = fired
+        m[i] = _ONE if fired else _ZERO
+        v[i] = h - (subtract if fired else _ZERO)
+
+
+@compiled
+def _clif_last(k: Array, x: Array, v: Array, s: Array, near: Array) -> None:
+    """The spikes of `_clif`, without the state after them."""
+    keep, threshold, cutoff = k[0], k[2], k[3]
+    for i in range(v.size):
+        above = keep * v[i] + x[i] - threshold
+        near[i] = min(near[i], abs(above))
+        s[i] = above >= cutoff
+
+
 # 1 - 1/tau, threshold, current decay, potential decay, cutoff.
 
 
@@ -238,14 +266,22 @@ def _fire(
     held: Array,
     s: Array,
     near: Array,
+    edge: int,
 ) -> None:
-    """One timestep of some neurons. `near` becomes how close a potential came to the threshold, if that is closer."""
+    """One timestep of some neurons. `near` becomes how close a potential came to the threshold, if that is closer.
+
+    `edge` is FIRST where the state is the initial one, LAST where nobody needs the state afterwards, else 0.
+    """
     decay_input, hard = modes
     n = x.size
     if kind == LIF:
         _lif(constants, decay_input, hard, x, held[0, :n], s, near)
     elif kind == CHANNEL_LIF:
         _channel_lif(constants, channel, decay_input, hard, x, held[0, :n], s, near)
+    elif kind == CLIF and edge == LAST:
+        _clif_last(constants, x, held[0, :n], s, near)
+    elif kind == CLIF and edge == FIRST:
+        _clif_first(constants, x, held[0, :n], held[1, :n], s, near)
     elif kind == CLIF:
         _clif(constants, x, held[0, :n], held[1, :n], s, near)
     elif kind == ILIF:
@@ -321,7 +357,7 @@ def _fire_again(
             x[0] += gain * np.float32(residual[row + t, neuron])
         before = np.int64(spikes[row + t, neuron])
         s = spikes[row + t, neuron : neuron + 1]
-        _fire(kind, modes, constants, channel, time + t, x, held, s, near)
+        _fire(kind, modes, constants, channel, time + t, x, held, s, near, 0)
         changes[t] = np.int64(s[0]) - before
 
 
@@ -395,7 +431,10 @@ def advance(
                     now = summed[:size]
                 s = spikes[row, first:stop]
                 time = times[sample] + t
-                _fire(kind, modes, constants, channel, time, now, held, s, near[:size])
+                edge = FIRST if fresh[sample] and t == 0 else 0
+                if not keep and t == steps - 1:
+                    edge = LAST
+                _fire(kind, modes, constants, channel, time, now, held, s, near[:size], edge)
                 here = reach[first // channels : stop // channels]
                 if words.shape[0]:
                     word = words[row, first // 8 : stop // 8]

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikeserve.engine.cpu import windows
+from spikeserve.engine.cpu import amx, windows
 from spikeserve.engine.cpu.plan import Product, plan_of
+from spikeserve.engine.cpu.tiles import Tiles
 from spiketrain.networks import Network
 from spiketrain.quantise import codes_by_channel
 
@@ -67,10 +68,14 @@ class Multiply(Protocol):
 def multiply(product: Product, precision: Precision, input_shape: tuple[int, ...]) -> Multiply:
     """`input_shape` is that of the values it will be given, [C, H, W].
 
-    Small maps are tried as a matrix product, too: which is faster depends on the processor. Both give the same.
+    Whole numbers are multiplied in the processor's tiles where it has some. Elsewhere small maps are tried as a matrix
+    product, too: which is faster depends on the processor. Both give the same.
     """
     if precision == "float32":
         return _Float(product, input_shape)
+    if product.groups == 1 and amx.available():
+        codes, scale = codes_by_channel(product.weight, _LARGEST[precision])
+        return Tiles(product, codes, scale, two=precision == "int16")
     convolution = _Whole(product, precision, input_shape)
     if product.groups > 1 or product.dilation != (1, 1) or product.weight[0, 0].numel() == 1:
         return convolution

@@ -23,6 +23,7 @@ from spikeserve.engine.cpu.crew import Crew, map_shares
 from spikeserve.engine.cpu.exact import Exact, exact_of
 from spikeserve.engine.cpu.plan import Layer, Plan, Pool, Product
 from spikeserve.engine.cpu.products import Multiply, Precision, multiply
+from spikeserve.engine.cpu.tiles import Tiles
 from spiketrain.networks import Network
 
 Array = NDArray[Any]
@@ -32,7 +33,7 @@ Currents = tuple[Array, Array, Array, Array]
 _WORTH_A_THREAD = 1 << 15
 
 # Bytes of currents that are made before the loops take them: about a second-level cache.
-_CHUNK_BYTES = 1 << 21
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,9 @@ class Program:
 
         half = (rows.start + rows.stop + 1) // 2
         shares = [(rows.start, rows.stop)]
-        if self._crew is not None and half < rows.stop:
+        # In tiles, threads share out a product's weights or positions instead, so that no weight is read twice.
+        tiles = any(isinstance(times, Tiles) for times in stage.multiply)
+        if self._crew is not None and half < rows.stop and not tiles:
             shares = [(rows.start, half), (half, rows.stop)]
         (x, low), *others = map_shares(self._crew, multiply, shares)
         more_x, more_low = others[0] if others else (none, none)
@@ -258,10 +261,23 @@ class Program:
         """Two currents whose sum is meant; the second may have no rows."""
         parts: list[Tensor] = []
         for product, times in zip(stage.layer.products, stage.multiply, strict=True):
-            parts += times(self._input(product, rows))
+            parts += self._multiplied(times, self._input(product, rows))
         for extra in parts[2:]:
             parts[0].add_(extra)
         return _flat(parts[0]), _flat(parts[1]) if len(parts) > 1 else self._none
+
+    def _multiplied(self, times: Multiply, x: Tensor) -> tuple[Tensor, ...]:
+        if self._crew is None or not isinstance(times, Tiles):
+            return times(x)
+        out = times.empty(x)
+        shares = times.shares(out, self._crew.size)
+
+        def fill(first: int, last: int) -> None:
+            for share in shares[first:last]:
+                times.fill(x, out, *share)
+
+        map_shares(self._crew, fill, [(i, i + 1) for i in range(len(shares))])
+        return (out,)
 
     def _exact(self, stage: Stage, rows: slice) -> Any:
         """What `loops.advance` wants under that name."""

@@ -76,6 +76,38 @@ PRIORITY_NORMAL: Priority.ValueType  # 2
 PRIORITY_LOW: Priority.ValueType  # 3
 Global___Priority: _TypeAlias = Priority  # noqa: Y015
 
+class _SlowClient:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SlowClientEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SlowClient.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SLOW_CLIENT_UNSPECIFIED: _SlowClient.ValueType  # 0
+    """As the server's setting says."""
+    SLOW_CLIENT_WAIT: _SlowClient.ValueType  # 1
+    """Nothing more is read from it until it reads."""
+    SLOW_CLIENT_DROP_OLDEST: _SlowClient.ValueType  # 2
+    """The oldest answers that wait are dropped. Which ones, the indices of the windows tell; `drops.dropped_answers` counts."""
+    SLOW_CLIENT_REFUSE: _SlowClient.ValueType  # 3
+    """What it sends is not taken in, and answered with `refused`, until it reads."""
+    SLOW_CLIENT_CLOSE: _SlowClient.ValueType  # 4
+    """The call ends with RESOURCE_EXHAUSTED. A resumable stream is kept; the trailing metadata has its token."""
+
+class SlowClient(_SlowClient, metaclass=_SlowClientEnumTypeWrapper):
+    """What happens when the client of a stream does not read its answers, and too many of them wait for it."""
+
+SLOW_CLIENT_UNSPECIFIED: SlowClient.ValueType  # 0
+"""As the server's setting says."""
+SLOW_CLIENT_WAIT: SlowClient.ValueType  # 1
+"""Nothing more is read from it until it reads."""
+SLOW_CLIENT_DROP_OLDEST: SlowClient.ValueType  # 2
+"""The oldest answers that wait are dropped. Which ones, the indices of the windows tell; `drops.dropped_answers` counts."""
+SLOW_CLIENT_REFUSE: SlowClient.ValueType  # 3
+"""What it sends is not taken in, and answered with `refused`, until it reads."""
+SLOW_CLIENT_CLOSE: SlowClient.ValueType  # 4
+"""The call ends with RESOURCE_EXHAUSTED. A resumable stream is kept; the trailing metadata has its token."""
+Global___SlowClient: _TypeAlias = SlowClient  # noqa: Y015
+
 class _Encoding:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -412,6 +444,7 @@ class OpenStream(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     NEXT_WINDOW_FIELD_NUMBER: _builtins.int
     GIVE_UP_FIELD_NUMBER: _builtins.int
+    SLOW_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model, which must be one for events; empty for the server's default among those."""
     version: _builtins.str
@@ -450,6 +483,8 @@ class OpenStream(_message.Message):
     """When resuming: the first window whose answer has not arrived."""
     give_up: _builtins.bool
     """With `resume_token`: the client will not come back, and what the stream held is freed. Nothing is answered."""
+    slow: Global___SlowClient.ValueType
+    """What happens when this client does not read its answers."""
     @_builtins.property
     def filters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Filter]:
         """What is done to the events first, in this order; the model's own filters follow. At most 8 in all."""
@@ -479,10 +514,11 @@ class OpenStream(_message.Message):
         resume_token: _builtins.str = ...,
         next_window: _builtins.int = ...,
         give_up: _builtins.bool = ...,
+        slow: Global___SlowClient.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rates", b"_rates", "_start_us", b"_start_us", "_top_k", b"_top_k", "decision", b"decision", "rates", b"rates", "start_us", b"start_us", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rates", b"_rates", "_start_us", b"_start_us", "_top_k", b"_top_k", "decision", b"decision", "encoding", b"encoding", "filters", b"filters", "force", b"force", "give_up", b"give_up", "lateness_us", b"lateness_us", "model", b"model", "next_window", b"next_window", "rates", b"rates", "resumable", b"resumable", "resume_token", b"resume_token", "sensor_height", b"sensor_height", "sensor_width", b"sensor_width", "start_us", b"start_us", "top_k", b"top_k", "version", b"version", "window_events", b"window_events", "window_us", b"window_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rates", b"_rates", "_start_us", b"_start_us", "_top_k", b"_top_k", "decision", b"decision", "encoding", b"encoding", "filters", b"filters", "force", b"force", "give_up", b"give_up", "lateness_us", b"lateness_us", "model", b"model", "next_window", b"next_window", "rates", b"rates", "resumable", b"resumable", "resume_token", b"resume_token", "sensor_height", b"sensor_height", "sensor_width", b"sensor_width", "slow", b"slow", "start_us", b"start_us", "top_k", b"top_k", "version", b"version", "window_events", b"window_events", "window_us", b"window_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rates: _TypeAlias = _typing.Literal["rates"]  # noqa: Y015
     _WhichOneofArgType__rates: _TypeAlias = _typing.Literal["_rates", b"_rates"]  # noqa: Y015
@@ -973,6 +1009,10 @@ class EventAnswer(_message.Message):
     OPENED_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    SAVED_SEQUENCE_FIELD_NUMBER: _builtins.int
+    saved_sequence: _builtins.int
+    """Where `opened.saves` is set: packets up to this number are in the state that is kept, and need not be sent again."""
     @_builtins.property
     def opened(self) -> Global___StreamOpened:
         """Once, as the first answer: the stream has its place."""
@@ -985,22 +1025,65 @@ class EventAnswer(_message.Message):
     def ended(self) -> Global___StreamEnded:
         """The last answer of a stream that came to its end."""
 
+    @_builtins.property
+    def refused(self) -> Global___Refused:
+        """Messages were not taken in, because the client did not read."""
+
     def __init__(
         self,
         *,
         opened: Global___StreamOpened | None = ...,
         window: Global___WindowAnswer | None = ...,
         ended: Global___StreamEnded | None = ...,
+        refused: Global___Refused | None = ...,
+        saved_sequence: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "kind", b"kind", "opened", b"opened", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "kind", b"kind", "opened", b"opened", "refused", b"refused", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "kind", b"kind", "opened", b"opened", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "kind", b"kind", "opened", b"opened", "refused", b"refused", "saved_sequence", b"saved_sequence", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["opened", "window", "ended"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["opened", "window", "ended", "refused"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___EventAnswer: _TypeAlias = EventAnswer  # noqa: Y015
+
+@_typing.final
+class Refused(_message.Message):
+    """Messages that were refused one after the other. Their packets may be sent again, as long as none with a higher number was
+    taken in.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    ERROR_TYPE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    messages: _builtins.int
+    """How many messages, and the numbers of the first and last packet among them; 0 where packets are not numbered."""
+    first_sequence: _builtins.int
+    last_sequence: _builtins.int
+    error_type: _builtins.str
+    """Why: the kind of error, as in the trailing metadata of a call that failed, and what was wrong."""
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        messages: _builtins.int = ...,
+        first_sequence: _builtins.int = ...,
+        last_sequence: _builtins.int = ...,
+        error_type: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_type", b"error_type", "first_sequence", b"first_sequence", "last_sequence", b"last_sequence", "message", b"message", "messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refused: _TypeAlias = Refused  # noqa: Y015
 
 @_typing.final
 class StreamOpened(_message.Message):
@@ -1022,6 +1105,7 @@ class StreamOpened(_message.Message):
     RESUMED_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     NEXT_WINDOW_FIELD_NUMBER: _builtins.int
+    SAVES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model and version that will answer."""
     version: _builtins.str
@@ -1041,6 +1125,10 @@ class StreamOpened(_message.Message):
     """The highest packet number taken in: those above it must be sent again, or are lost."""
     next_window: _builtins.int
     """The first window whose answer follows. Answers before it that have not arrived were not kept, and are lost."""
+    saves: _builtins.bool
+    """Whether the server keeps the stream's state every now and then where another one finds it. It may then go on there
+    from an earlier state: keep packets until `saved_sequence` says that they are in it.
+    """
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The classes, in the order of their indices."""
@@ -1070,10 +1158,11 @@ class StreamOpened(_message.Message):
         resumed: _builtins.bool = ...,
         last_sequence: _builtins.int = ...,
         next_window: _builtins.int = ...,
+        saves: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "decision", b"decision", "encodings", b"encodings", "last_sequence", b"last_sequence", "model", b"model", "next_window", b"next_window", "resume_seconds", b"resume_seconds", "resume_token", b"resume_token", "resumed", b"resumed", "sensor_height", b"sensor_height", "sensor_width", b"sensor_width", "version", b"version", "window_events", b"window_events", "window_us", b"window_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "decision", b"decision", "encodings", b"encodings", "last_sequence", b"last_sequence", "model", b"model", "next_window", b"next_window", "resume_seconds", b"resume_seconds", "resume_token", b"resume_token", "resumed", b"resumed", "saves", b"saves", "sensor_height", b"sensor_height", "sensor_width", b"sensor_width", "version", b"version", "window_events", b"window_events", "window_us", b"window_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1210,6 +1299,8 @@ class Drops(_message.Message):
     LOST_PACKETS_FIELD_NUMBER: _builtins.int
     REPEATED_PACKETS_FIELD_NUMBER: _builtins.int
     FILTERED_EVENTS_FIELD_NUMBER: _builtins.int
+    DROPPED_ANSWERS_FIELD_NUMBER: _builtins.int
+    REFUSED_MESSAGES_FIELD_NUMBER: _builtins.int
     late_events: _builtins.int
     """Events that came after their window had been closed."""
     outside_events: _builtins.int
@@ -1222,6 +1313,9 @@ class Drops(_message.Message):
     """Packets that were ignored, because their number was not above all before it."""
     filtered_events: _builtins.int
     """Events that a filter dropped."""
+    dropped_answers: _builtins.int
+    """Answers dropped and messages refused, because the client did not read."""
+    refused_messages: _builtins.int
     def __init__(
         self,
         *,
@@ -1231,10 +1325,12 @@ class Drops(_message.Message):
         lost_packets: _builtins.int = ...,
         repeated_packets: _builtins.int = ...,
         filtered_events: _builtins.int = ...,
+        dropped_answers: _builtins.int = ...,
+        refused_messages: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filtered_events", b"filtered_events", "late_events", b"late_events", "lost_packets", b"lost_packets", "outside_events", b"outside_events", "repeated_packets", b"repeated_packets", "skipped_windows", b"skipped_windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped_answers", b"dropped_answers", "filtered_events", b"filtered_events", "late_events", b"late_events", "lost_packets", b"lost_packets", "outside_events", b"outside_events", "refused_messages", b"refused_messages", "repeated_packets", b"repeated_packets", "skipped_windows", b"skipped_windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -73,9 +73,9 @@ class SpikeServeServicer:
         from window to window. The client sends `open` first, then `events` and `advance` as they come, then `end`. The
         server sends `opened`, then one `window` for each window that has closed, in order, then `ended`.
 
-        Closing the sending side without `end` is the same as `end`, unless the stream is resumable. A client that does not
-        read its answers is not read from either: nothing piles up in the server. An error ends this stream only, and frees
-        what it held.
+        Closing the sending side without `end` is the same as `end`, unless the stream is resumable. `slow` says what happens
+        when a client does not read its answers; only a bounded number of them waits in the server. An error ends this stream
+        only, and frees what it held.
 
         A stream that was opened as `resumable` survives its connection: for `resume_seconds` after it broke, a new call
         whose `open` has the stream's `resume_token` goes on with the state that the neurons, windows and filters had. The
