@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 
 from spikeserve.client import RETRY_OPTIONS, AsyncStreamClient, cut, paced
+from spikeserve.client.retries import DEFAULT_RETRIES, Attempts
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.grpc.v1.spikeserve_pb2_grpc import SpikeServeStub
 from spiketrain.events.types import Events
@@ -151,7 +152,9 @@ class Load:
         clients: int = 4,
         retrying: bool = False,
     ) -> None:
+        self._retrying = retrying
         self._options = RETRY_OPTIONS if retrying else []
+        self.repeated = 0
         self.outcome = Outcome()
         self._http, self._grpc, self._picture = http, grpc_address, picture
         self._clients = clients
@@ -184,7 +187,7 @@ class Load:
             while not self._stopping:
                 began = time.monotonic()
                 try:
-                    reply = await http.post(f"{self._http}/classify", content=self._picture)
+                    reply = await self._posted(http)
                 except httpx.ConnectError:
                     self.outcome.refused += 1  # nothing was sent
                     await asyncio.sleep(0.05)
@@ -195,6 +198,22 @@ class Load:
                     self._count(reply.status_code == 200, refused, str(reply.status_code), began)
                     if refused:
                         await asyncio.sleep(_RETRY_AFTER)
+
+    async def _posted(self, http: httpx.AsyncClient) -> httpx.Response:
+        """As the package's client sends it, where `retrying`."""
+        attempts = Attempts(DEFAULT_RETRIES if self._retrying else 0, 60)
+        while True:
+            try:
+                reply = await http.post(f"{self._http}/classify", content=self._picture)
+                pause = attempts.pause(reply)
+            except httpx.TransportError as error:
+                pause = attempts.pause(error)
+                if pause is None:
+                    raise
+            if pause is None:
+                return reply
+            self.repeated += 1
+            await asyncio.sleep(pause)
 
     async def _over_grpc(self) -> None:
         async with grpc.aio.insecure_channel(self._grpc, self._options) as channel:

@@ -143,7 +143,10 @@ class Bench:
             outcome = await load.stop()
         for each in pair:
             await each.end()
-        return outcome, "4 kills"
+        return (
+            outcome,
+            f"4 kills; {load.repeated} pictures sent again by their HTTP clients, those over gRPC as their channel does",
+        )
 
     async def killed_streams(self) -> tuple[Outcome, str]:
         shutil.copy(BUNDLED_MODELS / "nmnist-clif.safetensors", self.models)
