@@ -1,16 +1,16 @@
-"""Clients that classify one picture after the other, over HTTP and gRPC, and what became of their requests."""
+"""The package's clients, which classify one picture after the other over HTTP and gRPC, and what became of their requests."""
 
 from __future__ import annotations
 
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import grpc
 
+from spikeserve.client import RETRY_OPTIONS, Client
 from spikeserve.grpc.v1 import spikeserve_pb2 as pb
 from spikeserve.grpc.v1.spikeserve_pb2_grpc import SpikeServeStub
 
@@ -45,11 +45,7 @@ def load(http: str, target: str, picture: bytes, clients: int = 2) -> Iterator[L
     end = threading.Event()
 
     def over_http() -> None:
-        request = urllib.request.Request(
-            f"{http}/classify", data=picture, headers={"Content-Type": "image/png"}
-        )
-        with urllib.request.urlopen(request, timeout=SECONDS) as reply:
-            reply.read()
+        client.classify(picture)
 
     def repeat(ask: Callable[[], object]) -> None:
         while not end.is_set():
@@ -60,7 +56,7 @@ def load(http: str, target: str, picture: bytes, clients: int = 2) -> Iterator[L
                 made.count(f"{ask.__name__}: {error!r}")
                 time.sleep(0.05)
 
-    with grpc.insecure_channel(target) as channel:
+    with Client(http, SECONDS) as client, grpc.insecure_channel(target, RETRY_OPTIONS) as channel:
         stub = SpikeServeStub(channel)
 
         def over_grpc() -> None:

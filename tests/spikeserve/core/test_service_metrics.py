@@ -13,6 +13,7 @@ LABELS = {
     "code",
     "stage",
     "outcome",
+    "reason",
     "le",
     "signal",
     "device",
