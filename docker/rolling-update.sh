@@ -14,4 +14,6 @@ for server in $servers; do
   docker stop "$server" >/dev/null
   docker rm "$server" >/dev/null
   docker compose "$@" up --detach --no-build --no-deps --no-recreate --scale "spikeserve=$count" --wait spikeserve
+  # The balancer asks once a second which servers there are, and twice a second whether they are ready.
+  sleep 5
 done
